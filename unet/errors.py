@@ -1,0 +1,38 @@
+"""The errors a user can meet, each also the builtin it is a kind of.
+
+Why own classes: the workflow shows these as one sentence and no traceback, since the cause lies in
+the input, the configuration or the machine; every other exception is a bug here and keeps its
+traceback. A message says what was expected, what was found, the likely cause and what to do.
+"""
+
+
+class UserError(Exception):
+    """Base of everything whose cause a user can mend."""
+
+
+class ConfigError(UserError, ValueError):
+    """The configuration breaks its schema, or names what does not exist."""
+
+
+class SourceError(UserError, ValueError):
+    """An input image cannot be read, or does not say what has to be known about it."""
+
+
+class ModelError(UserError, ValueError):
+    """A model folder or its weights are missing, damaged, or do not fit the image."""
+
+
+class PlanError(UserError, ValueError):
+    """No plan fits: the memory, the shards or the window asked for contradict each other."""
+
+
+class DeviceError(UserError, RuntimeError):
+    """The device asked for is not there, or cannot hold even the smallest window."""
+
+
+class RunError(UserError, RuntimeError):
+    """A run cannot end: a block failed after its retries, or the disk is full."""
+
+
+class StoreError(UserError, OSError):
+    """A store holds something else than the plan says: a hole, a foreign or a damaged shard."""

@@ -1,0 +1,134 @@
+"""Where things lie: boxes of pixels, the blocks that partition an image, the cores of a block.
+
+Pure functions on integers. All positions are pixels from the image's origin on the grid axes
+(t, z, y, x); all intervals are half open. The laws that make tiling exact, each a property test:
+
+    blocks partition the image;
+    cores partition their block, and start on multiples of the network's stride;
+    a window is its core and the halo around it, whatever the block, the core's size or the border;
+    outside the image its mirror is read, from the whole image and never from a window.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+from numpy.typing import NDArray
+
+Sizes = tuple[int, ...]
+Halo = tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class Box:
+    """The pixels from `start` up to, not including, `stop`, one number an axis."""
+
+    start: Sizes
+    stop: Sizes
+
+    @property
+    def shape(self) -> Sizes:
+        """Its length on each axis."""
+        return tuple(b - a for a, b in zip(self.start, self.stop, strict=True))
+
+    @property
+    def slices(self) -> tuple[slice, ...]:
+        """What cuts it out of an array on the same axes."""
+        return tuple(slice(a, b) for a, b in zip(self.start, self.stop, strict=True))
+
+    def grow(self, halo: Halo) -> Box:
+        """This box and the halo around it."""
+        return Box(
+            tuple(a - before for a, (before, _) in zip(self.start, halo, strict=True)),
+            tuple(b + after for b, (_, after) in zip(self.stop, halo, strict=True)),
+        )
+
+    def clip(self, shape: Sizes) -> Box:
+        """The part of this box inside an image of `shape`."""
+        return Box(
+            tuple(max(a, 0) for a in self.start),
+            tuple(min(b, size) for b, size in zip(self.stop, shape, strict=True)),
+        )
+
+    def relative_to(self, origin: Sizes) -> Box:
+        """This box counted from `origin`."""
+        return Box(
+            tuple(a - o for a, o in zip(self.start, origin, strict=True)),
+            tuple(b - o for b, o in zip(self.stop, origin, strict=True)),
+        )
+
+
+def round_up(size: int, step: int) -> int:
+    """The smallest multiple of `step` that is not below `size`."""
+    return -(-size // step) * step
+
+
+def grid(shape: Sizes, block: Sizes) -> Sizes:
+    """How many blocks cover the image on each axis."""
+    return tuple(-(-size // step) for size, step in zip(shape, block, strict=True))
+
+
+def block_box(index: int, shape: Sizes, block: Sizes) -> Box:
+    """The box of block `index`, counted in row-major order and clipped to the image."""
+    position = np.unravel_index(index, grid(shape, block))
+    start = tuple(int(p) * step for p, step in zip(position, block, strict=True))
+    return Box(start, tuple(a + step for a, step in zip(start, block, strict=True))).clip(shape)
+
+
+def slab_range(slab: int, slabs: int, blocks: int) -> range:
+    """The blocks of slab `slab` of `slabs`: contiguous, within one block of equal length."""
+    return range(slab * blocks // slabs, (slab + 1) * blocks // slabs)
+
+
+def cores(block: Box, core: Sizes, stride: Sizes) -> Iterator[Box]:
+    """Partition a block, rounded up to the stride, into cores of at most the size `core`.
+
+    The last core of an axis shrinks to the lattice point behind the block's end; it never moves
+    back, since a core off the lattice would see another pooling phase.
+    """
+    axes = []
+    for start, stop, size, step in zip(block.start, block.stop, core, stride, strict=True):
+        end = start + round_up(stop - start, step)
+        axes.append([(a, min(a + size, end)) for a in range(start, end, size)])
+    for intervals in product(*axes):
+        yield Box(tuple(a for a, _ in intervals), tuple(b for _, b in intervals))
+
+
+def core_count(shape: Sizes, block: Sizes, core: Sizes) -> int:
+    """How many cores the blocks of an image have in all, without listing them."""
+    per_axis = []
+    for size, step, inner in zip(shape, block, core, strict=True):
+        whole, rest = divmod(size, step)
+        per_axis.append(whole * -(-step // inner) + -(-rest // inner))
+    return math.prod(per_axis)
+
+
+def mirror(start: int, stop: int, size: int) -> NDArray[np.intp]:
+    """The image index of each position start..stop on an axis of `size` pixels.
+
+    Positions outside are mirrored at the edge pixel, which is not repeated, as often as needed:
+    ... 2 1 0 1 2 ... size-1 size-2 ... An axis of one pixel repeats it. (Ronneberger 2015, fig. 2)
+    """
+    period = max(2 * (size - 1), 1)
+    folded = np.arange(start, stop) % period
+    return np.minimum(folded, period - folded) if size > 1 else np.zeros(stop - start, np.intp)
+
+
+def mirrored_reads(box: Box, shape: Sizes) -> tuple[Box, list[NDArray[np.intp]]]:
+    """What to read for a box that reaches outside the image.
+
+    Returns the smallest box inside the image that holds every mirrored pixel, and per axis the
+    indices into it that spell out `box`.
+    """
+    indices = [mirror(a, b, size) for a, b, size in zip(box.start, box.stop, shape, strict=True)]
+    inside = Box(tuple(int(i.min()) for i in indices), tuple(int(i.max()) + 1 for i in indices))
+    return inside, [i - a for i, a in zip(indices, inside.start, strict=True)]
+
+
+def as_sizes(values: Sequence[int]) -> Sizes:
+    """A tuple of plain integers, as JSON and YAML give lists."""
+    return tuple(int(value) for value in values)

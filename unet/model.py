@@ -1,0 +1,145 @@
+"""The network of Ronneberger, Fischer & Brox 2015 (https://arxiv.org/abs/1505.04597), in one file.
+
+Why valid convolutions: no border value is ever invented inside the image, so an output pixel
+depends on the pixels it sees and on nothing else, which is what makes tiling exact. The same class
+does 2D and 3D, any width and depth, and anisotropic kernels and pools.
+
+`python -m unet.model` prints the shapes of the 2015 network as they pass through it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from unet.architecture import Architecture, PerLevel
+
+CONVOLUTION: dict[int, Callable[..., nn.Module]] = {2: nn.Conv2d, 3: nn.Conv3d}
+UP_CONVOLUTION: dict[int, Callable[..., nn.Module]] = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+MAX_POOL: dict[int, Callable[..., nn.Module]] = {2: nn.MaxPool2d, 3: nn.MaxPool3d}
+CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
+
+
+def double_conv(inputs: int, outputs: int, kernel: Sequence[int]) -> nn.Sequential:
+    """Two valid convolutions, each with a ReLU: every kernel shortens its axis by `kernel - 1`."""
+    convolution = CONVOLUTION[len(kernel)]
+    size = tuple(kernel)
+    return nn.Sequential(
+        convolution(inputs, outputs, size),
+        nn.ReLU(inplace=True),
+        convolution(outputs, outputs, size),
+        nn.ReLU(inplace=True),
+    )
+
+
+def crop_image(image: Tensor, size: Sequence[int]) -> Tensor:
+    """The centre of `image` (B, C, [Z,] Y, X) that has the spatial `size`; a view, not a copy."""
+    for axis, (have, want) in enumerate(zip(image.shape[2:], size, strict=True), start=2):
+        image = image.narrow(axis, (have - want) // 2, want)
+    return image
+
+
+class UNet(nn.Module):
+    """The U-Net: (B, in_channels, [Z,] Y, X) float -> (B, classes, [Z,] Y', X') logits.
+
+    Without arguments it is the network of 2015, with 31,030,658 parameters: 1 -> 64 -> 128 -> 256
+    -> 512 -> 1024 channels and back, 572 x 572 -> 388 x 388. `kernel` and `pool` are one number,
+    one an axis, or one row a level. Input sizes that it cannot pool evenly raise ModelError with
+    the nearest legal sizes; `architecture` tells them beforehand.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        classes: int = 2,
+        width: int = 64,
+        depth: int = 4,
+        dims: int = 2,
+        kernel: PerLevel = 3,
+        pool: PerLevel = 2,
+    ) -> None:
+        super().__init__()
+        a = Architecture.of(in_channels, classes, width, depth, dims, kernel, pool)
+        self.architecture = a
+        widths = [a.width << level for level in range(a.depth + 1)]
+        self.down = nn.ModuleList(
+            double_conv(inputs, outputs, kernel)
+            for (inputs, outputs), kernel in zip(
+                pairwise([a.in_channels, *widths]), a.kernels, strict=True
+            )
+        )
+        self.pool = nn.ModuleList(MAX_POOL[a.dims](pool) for pool in a.pools)
+        self.up = nn.ModuleList(
+            UP_CONVOLUTION[a.dims](2 * width, width, pool, stride=pool)
+            for width, pool in zip(widths, a.pools, strict=False)
+        )
+        self.merge = nn.ModuleList(
+            double_conv(2 * width, width, kernel)
+            for width, kernel in zip(widths, a.kernels[:-1], strict=False)
+        )
+        self.head = CONVOLUTION[a.dims](a.width, a.classes, 1)
+        self.apply(he_initialise)
+        for parameter in self.parameters():  # the fastest layout, on CPUs and GPUs alike
+            if parameter.dim() == a.dims + 2:
+                parameter.data = parameter.data.to(memory_format=CHANNELS_LAST[a.dims])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shapes at the line's end are those of the 2015 network on a 572 x 572 image."""
+        self.architecture.output(x.shape[2:])  # refuses an illegal size in a sentence
+        skips = []  #                                               (1,    1, 572, 572)
+        for level, pool in enumerate(self.pool):
+            x = self.down[level](x)  #                              (1,   64, 568, 568), ...
+            skips.append(x)
+            x = pool(x)  #                                          (1,   64, 284, 284), ...
+        x = self.down[-1](x)  #                                     (1, 1024,  28,  28)
+        for level in reversed(range(len(self.up))):
+            x = self.up[level](x)  #                                (1,  512,  56,  56), ...
+            skip = crop_image(skips.pop(), x.shape[2:])  #          (1,  512,  56,  56), ...
+            x = self.merge[level](torch.cat([skip, x], dim=1))  #   (1,  512,  52,  52), ...
+        logits: Tensor = self.head(x)  #                            (1,    2, 388, 388)
+        return logits
+
+
+def he_initialise(module: nn.Module) -> None:
+    """Draw weights with standard deviation sqrt(2 / N), N the inputs of a neuron (section 3)."""
+    if isinstance(module, nn.Conv2d | nn.Conv3d):
+        neuron_inputs = module.in_channels * math.prod(module.kernel_size)
+    elif isinstance(module, nn.ConvTranspose2d | nn.ConvTranspose3d):
+        # Kernel and stride are equal, so each output pixel comes from one input pixel.
+        neuron_inputs = module.in_channels
+    else:
+        return
+    nn.init.normal_(module.weight, std=math.sqrt(2 / neuron_inputs))
+    if module.bias is not None:
+        nn.init.zeros_(module.bias)
+
+
+def shapes(network: UNet, window: Sequence[int]) -> list[str]:
+    """One line a step: its name and the shape (B, C, [Z,] Y, X) that leaves it."""
+    lines: list[str] = []
+    hooks = [
+        module.register_forward_hook(
+            lambda _module, _inputs, output, name=name: lines.append(
+                f"{name:8} {tuple(output.shape)}"
+            )
+        )
+        for name, module in network.named_modules()
+        if name.split(".")[0] in {"down", "pool", "up", "merge", "head"} and name.count(".") <= 1
+        if not isinstance(module, nn.ModuleList)
+    ]
+    image = torch.zeros((1, network.architecture.in_channels, *window))
+    with torch.inference_mode():
+        network(image)
+    for hook in hooks:
+        hook.remove()
+    return [f"{'image':8} {tuple(image.shape)}", *lines]
+
+
+if __name__ == "__main__":
+    import sys
+
+    sys.stdout.write("\n".join(shapes(UNet(), (572, 572))) + "\n")

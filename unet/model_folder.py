@@ -1,0 +1,221 @@
+"""A model on disk: a folder with `model.yaml` and its weights, and nothing that executes.
+
+    resources/models/fluo-nuclei/
+        model.yaml             what the network is, what it expects, what it saw, whose it is
+        weights.safetensors    its trained numbers, named by sha256 in model.yaml
+
+A plain PyTorch state dict (`weights.pt`) may stand in for the safetensors file; it is read with
+`weights_only=True`, so it cannot run code either. Everything is checked before any image is read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+import yaml
+from jsonschema import Draft202012Validator
+from torch import Tensor
+
+from unet.architecture import Architecture
+from unet.errors import ModelError
+from unet.model import UNet
+from unet.statistics import Normalisation
+
+SHIPPED = Path(__file__).resolve().parent.parent / "resources" / "models"
+SCHEMA = Path(__file__).resolve().with_name("model.schema.yaml")
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A model's description, read and checked, without its weights.
+
+    classes      names of the network's output channels; the first is the background
+    channels     names of the image channels it expects
+    pixel_size   micrometres per pixel of the images it was trained on, y and x; None if it
+                 does not matter
+    fingerprint  sha256 over the weights, the network and the normalisation: two models with the
+                 same fingerprint predict the same
+    """
+
+    folder: Path
+    name: str
+    architecture: Architecture
+    classes: tuple[str, ...]
+    channels: tuple[str, ...]
+    normalisation: Normalisation
+    pixel_size: float | None
+    weights: Path
+    weights_sha256: str
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hex sha256 of all that the prediction of given pixels depends on, but the device."""
+        said = (self.weights_sha256, self.architecture, self.normalisation)
+        return hashlib.sha256(repr(said).encode()).hexdigest()
+
+    def network(self) -> UNet:
+        """Build the network and load its weights: float32, ready to predict.
+
+        Raises ModelError where a tensor is missing, left over, of another shape or not finite.
+        """
+        a = self.architecture
+        network = UNet(a.in_channels, a.classes, a.width, a.depth, a.dims, a.kernels, a.pools)
+        tensors = _read_tensors(self.weights)
+        wanted = network.state_dict()
+        problems = [f"{name} is missing" for name in sorted(wanted.keys() - tensors.keys())]
+        problems += [f"{name} is unknown" for name in sorted(tensors.keys() - wanted.keys())]
+        problems += [
+            f"{name} is {tuple(tensor.shape)} and should be {tuple(wanted[name].shape)}"
+            for name, tensor in sorted(tensors.items())
+            if name in wanted and tensor.shape != wanted[name].shape
+        ]
+        problems += [
+            f"{name} holds NaN or infinity"
+            for name, tensor in sorted(tensors.items())
+            if not bool(torch.isfinite(tensor).all())
+        ]
+        if problems:
+            shown = "; ".join(problems[:4]) + ("; ..." if len(problems) > 4 else "")
+            raise ModelError(
+                f"Expected in {self.weights} the weights of the network that "
+                f"{self.folder / 'model.yaml'} describes, but {shown}. Either the file belongs to "
+                f"another model, or `network` in model.yaml is not what was trained."
+            )
+        network.load_state_dict(tensors)
+        network.eval()
+        return network
+
+
+def find_model(name_or_path: str | Path) -> ModelSpec:
+    """Read the description of a shipped model (a name) or of any folder (a path).
+
+    Checks the weights' sha256, so that a damaged file is found before an image is opened.
+    Raises ModelError.
+    """
+    folder = _folder(name_or_path)
+    described = _described(folder)
+    weights = folder / described["weights"]["file"]
+    if weights.parent != folder or not weights.is_file():
+        raise ModelError(
+            f"Expected the weights at {weights}, as model.yaml says, and found no file there. "
+            f"Copy the file into the model's folder, or mend `weights: file`."
+        )
+    found = file_sha256(weights)
+    stated = described["weights"].get("sha256")
+    if stated is not None and stated != found:
+        raise ModelError(
+            f"Expected {weights} to have the sha256 {stated}, got {found}: the file is damaged "
+            f"or is another version. Fetch it again, or state the new sha256 in model.yaml."
+        )
+    network = dict(described["network"])
+    architecture = Architecture.of(classes=len(described["classes"]), **network)
+    channels = tuple(described.get("channels") or map(str, range(architecture.in_channels)))
+    if len(channels) != architecture.in_channels:
+        raise ModelError(
+            f"Expected {architecture.in_channels} names in `channels` of {folder}/model.yaml, one "
+            f"for each of the network's in_channels, got {len(channels)}."
+        )
+    return ModelSpec(
+        folder=folder,
+        name=described["name"],
+        architecture=architecture,
+        classes=tuple(described["classes"]),
+        channels=channels,
+        normalisation=Normalisation(**described["normalisation"]),
+        pixel_size=described.get("pixel_size"),
+        weights=weights,
+        weights_sha256=found,
+    )
+
+
+def save_model(folder: Path, network: UNet, description: dict[str, Any]) -> ModelSpec:
+    """Write a model folder: the weights of `network` and `description` as model.yaml.
+
+    `description` has the keys of `unet/model.schema.yaml` but `network` and `weights`, which are
+    filled in here. Returns the model as it reads back.
+    """
+    a = network.architecture
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = folder / "weights.safetensors"
+    tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
+    safetensors.torch.save_file(tensors, weights)
+    described = {
+        **description,
+        "network": {
+            "in_channels": a.in_channels,
+            "width": a.width,
+            "depth": a.depth,
+            "dims": a.dims,
+            "kernel": [list(level) for level in a.kernels],
+            "pool": [list(level) for level in a.pools],
+        },
+        "weights": {"file": weights.name, "sha256": file_sha256(weights)},
+    }
+    (folder / "model.yaml").write_text(yaml.safe_dump(described, sort_keys=False, width=100))
+    return find_model(folder)
+
+
+def file_sha256(path: Path) -> str:
+    """The sha256 of a file's bytes, as hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _folder(name_or_path: str | Path) -> Path:
+    given = Path(name_or_path)
+    is_name = isinstance(name_or_path, str) and given.name == name_or_path
+    folder = SHIPPED / given if is_name and (SHIPPED / given).is_dir() else given
+    if not (folder / "model.yaml").is_file():
+        shipped = ", ".join(sorted(p.name for p in SHIPPED.glob("*/") if p.is_dir())) or "none"
+        raise ModelError(
+            f"Expected a model's name or the path of a folder with a model.yaml, got "
+            f"{str(name_or_path)!r}. The models that come with the workflow: {shipped}."
+        )
+    return folder.resolve()
+
+
+def _described(folder: Path) -> dict[str, Any]:
+    path = folder / "model.yaml"
+    try:
+        described = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ModelError(f"Expected YAML in {path}, but it does not parse: {error}") from error
+    schema = yaml.safe_load(SCHEMA.read_text(encoding="utf-8"))
+    errors = list(Draft202012Validator(schema).iter_errors(described))
+    if errors:
+        said = "; ".join(f"{e.json_path.removeprefix('$.') or 'file'}: {e.message}" for e in errors)
+        raise ModelError(f"Expected {path} to describe a model, but {said}.")
+    return dict(described)
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except (safetensors.SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
+        raise ModelError(
+            f"Expected weights in {path}, but the file does not read as {path.suffix}: {error}. "
+            f"It is probably truncated; fetch it again."
+        ) from error
+    except Exception as error:
+        # torch raises pickle.UnpicklingError, whose module this project does not import.
+        if type(error).__name__ != "UnpicklingError":
+            raise
+        raise ModelError(
+            f"Expected a plain state dict in {path}, got a pickle that holds code or objects, "
+            f"which is never executed. Save it with torch.save(network.state_dict(), path)."
+        ) from error
+    if not isinstance(loaded, dict) or not all(isinstance(t, Tensor) for t in loaded.values()):
+        raise ModelError(
+            f"Expected a plain state dict (names to tensors) in {path}, got "
+            f"{type(loaded).__name__}. Save it with torch.save(network.state_dict(), path)."
+        )
+    return loaded

@@ -1,0 +1,1 @@
+"""Readers: one module for each library that reads a format."""

@@ -1,0 +1,1 @@
+"""The four stages, one module each: ingest, split, predict, stitch."""

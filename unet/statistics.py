@@ -1,0 +1,133 @@
+"""Statistics of a whole image, for normalisation that no window can see.
+
+Why a histogram: it is the one summary that is exact for 8 and 16 bit images, has a fixed size, and
+adds up to the same numbers in whatever order its parts are counted; means, deviations and
+percentiles all follow from it. Normalising each tile by itself instead draws the grid of the tiles
+into the result.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unet.errors import SourceError
+
+BINS = 1 << 16
+
+
+@dataclass(frozen=True)
+class Bins:
+    """How values map to bins: 65,536 equal bins over [low, low + BINS * width).
+
+    For integers of 8 and 16 bits a bin is a value, and everything derived is exact. For wider
+    integers and floats the bins span the image's own minimum to maximum, and a percentile is
+    exact to 1/65,536 of that span.
+    """
+
+    low: float
+    width: float
+
+    @classmethod
+    def for_dtype(cls, dtype: np.dtype) -> Bins | None:
+        """The exact bins of an 8 or 16 bit dtype; None where minimum and maximum are needed."""
+        if dtype == np.bool_:
+            return cls(0.0, 1.0)
+        if dtype.kind in "iu" and dtype.itemsize <= 2:
+            return cls(float(np.iinfo(dtype).min), 1.0)
+        return None
+
+    @classmethod
+    def for_span(cls, low: float, high: float) -> Bins:
+        """Bins over [low, high], both included."""
+        return cls(low, (high - low) / (BINS - 1) or 1.0)
+
+    def count(self, values: NDArray[np.generic]) -> NDArray[np.int64]:
+        """Counts of `values` (any shape) in each bin: (BINS,) int64."""
+        if self.width == 1.0 and values.dtype.kind in "iub":
+            index = values.ravel().astype(np.int64) - int(self.low)
+        else:
+            scaled = (values.ravel().astype(np.float64) - self.low) / self.width
+            index = np.clip(np.rint(scaled), 0, BINS - 1).astype(np.int64)
+        return np.bincount(index, minlength=BINS)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What normalisation needs to know of one channel, in the image's own units."""
+
+    minimum: float
+    maximum: float
+    mean: float
+    deviation: float
+    percentiles: dict[float, float]
+
+    @classmethod
+    def of(cls, bins: Bins, counts: NDArray[np.int64], percentiles: tuple[float, ...]) -> Summary:
+        """Derive the summary from a histogram; a percentile is the smallest bin that reaches it."""
+        total = int(counts.sum())
+        if total == 0:
+            raise SourceError("Expected an image with pixels, got none to take statistics of.")
+        filled = np.flatnonzero(counts)
+        values = bins.low + filled * bins.width
+        weights = counts[filled] / total
+        mean = float(weights @ values)
+        cumulative = np.cumsum(counts)
+        reached = {
+            p: int(np.searchsorted(cumulative, max(1, int(np.ceil(total * p / 100)))))
+            for p in percentiles
+        }
+        return cls(
+            minimum=float(values[0]),
+            maximum=float(values[-1]),
+            mean=mean,
+            deviation=float(np.sqrt(weights @ (values - mean) ** 2)),
+            percentiles={p: float(bins.low + index * bins.width) for p, index in reached.items()},
+        )
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """How pixel values become the network's input: (value - offset) * scale, one pair a channel.
+
+    method   `range`: `low` and `high`, in the image's own units, become 0 and 1;
+             `percentile`: the percentiles `low` and `high` of the whole image become 0 and 1;
+             `zscore`: the whole image's mean becomes 0 and its deviation 1.
+    """
+
+    method: str
+    low: float = 0.0
+    high: float = 1.0
+
+    @property
+    def percentiles(self) -> tuple[float, ...]:
+        """The percentiles that the summary must hold."""
+        return (self.low, self.high) if self.method == "percentile" else ()
+
+    def affine(self, summaries: list[Summary]) -> tuple[list[float], list[float]]:
+        """Offsets and scales, one a channel. A constant channel has scale 1: it becomes 0."""
+        spans = []
+        for summary in summaries:
+            if self.method == "zscore":
+                spans.append((summary.mean, summary.deviation))
+            elif self.method == "percentile":
+                low = summary.percentiles[self.low]
+                spans.append((low, summary.percentiles[self.high] - low))
+            else:
+                spans.append((self.low, self.high - self.low))
+        return [offset for offset, _ in spans], [1 / span if span else 1.0 for _, span in spans]
+
+
+def summarise(image: NDArray[np.generic], percentiles: tuple[float, ...]) -> list[Summary]:
+    """The summaries of an image in memory, (C, ...): one a channel.
+
+    Raises SourceError for values that are not finite.
+    """
+    if image.dtype.kind == "f" and not np.isfinite(image).all():
+        raise SourceError(
+            "Expected finite pixel values, got NaN or infinity: replace them before predicting."
+        )
+    bins = Bins.for_dtype(image.dtype) or Bins.for_span(float(image.min()), float(image.max()))
+    return [Summary.of(bins, bins.count(channel), percentiles) for channel in image]
