@@ -12,7 +12,8 @@ Pure functions on integers. All positions are pixels from the image's origin on 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import product
 
@@ -29,6 +30,9 @@ class Box:
 
     start: Sizes
     stop: Sizes
+
+    def __str__(self) -> str:
+        return " x ".join(f"{a}:{b}" for a, b in zip(self.start, self.stop, strict=True))
 
     @property
     def shape(self) -> Sizes:
@@ -72,6 +76,21 @@ def grid(shape: Sizes, block: Sizes) -> Sizes:
     return tuple(-(-size // step) for size, step in zip(shape, block, strict=True))
 
 
+def grow_block(piece: Sizes, shape: Sizes, spatial: int, pixels: int) -> Sizes:
+    """Double a piece of an image until it has `pixels` or is the image.
+
+    The shortest of the last `spatial` axes grows first; when they are covered, the others do.
+    """
+    sides = list(piece)
+    first = len(sides) - spatial
+    while math.prod(sides) < pixels:
+        short = [axis for axis, side in enumerate(sides) if side < shape[axis]]
+        if not short:
+            break
+        sides[min(short, key=lambda axis: (axis < first, sides[axis]))] *= 2
+    return tuple(sides)
+
+
 def block_box(index: int, shape: Sizes, block: Sizes) -> Box:
     """The box of block `index`, counted in row-major order and clipped to the image."""
     position = np.unravel_index(index, grid(shape, block))
@@ -98,13 +117,17 @@ def cores(block: Box, core: Sizes, stride: Sizes) -> Iterator[Box]:
         yield Box(tuple(a for a, _ in intervals), tuple(b for _, b in intervals))
 
 
-def core_count(shape: Sizes, block: Sizes, core: Sizes) -> int:
-    """How many cores the blocks of an image have in all, without listing them."""
-    per_axis = []
-    for size, step, inner in zip(shape, block, core, strict=True):
-        whole, rest = divmod(size, step)
-        per_axis.append(whole * -(-step // inner) + -(-rest // inner))
-    return math.prod(per_axis)
+def core_sizes(shape: Sizes, block: Sizes, core: Sizes, stride: Sizes) -> list[Counter[int]]:
+    """Per axis, how often each size of core occurs in an image, without listing the cores."""
+    axes = []
+    for size, length, inner, step in zip(shape, block, core, stride, strict=True):
+        whole, rest = divmod(size, length)
+        counts: Counter[int] = Counter()
+        for blocks, covered in ((whole, length), (1, round_up(rest, step))):
+            counts[inner] += blocks * (covered // inner)
+            counts[covered % inner] += blocks * (covered % inner > 0)
+        axes.append(+counts)
+    return axes
 
 
 def mirror(start: int, stop: int, size: int) -> NDArray[np.intp]:
@@ -118,17 +141,21 @@ def mirror(start: int, stop: int, size: int) -> NDArray[np.intp]:
     return np.minimum(folded, period - folded) if size > 1 else np.zeros(stop - start, np.intp)
 
 
-def mirrored_reads(box: Box, shape: Sizes) -> tuple[Box, list[NDArray[np.intp]]]:
-    """What to read for a box that reaches outside the image.
+def read_mirrored(
+    read: Callable[[Box], NDArray[np.generic]], box: Box, shape: Sizes
+) -> NDArray[np.generic]:
+    """The pixels of a box that may reach outside the image, as (t, c, z, y, x).
 
-    Returns the smallest box inside the image that holds every mirrored pixel, and per axis the
-    indices into it that spell out `box`.
+    read   what reads a box inside the image; it is asked once, for the smallest box that holds
+           every mirrored pixel
+    shape  (t, z, y, x) of the image
     """
     indices = [mirror(a, b, size) for a, b, size in zip(box.start, box.stop, shape, strict=True)]
     inside = Box(tuple(int(i.min()) for i in indices), tuple(int(i.max()) + 1 for i in indices))
-    return inside, [i - a for i, a in zip(indices, inside.start, strict=True)]
-
-
-def as_sizes(values: Sequence[int]) -> Sizes:
-    """A tuple of plain integers, as JSON and YAML give lists."""
-    return tuple(int(value) for value in values)
+    pixels = read(inside)
+    for axis, index, start, length in zip(
+        (0, 2, 3, 4), indices, inside.start, inside.shape, strict=True
+    ):
+        if not np.array_equal(index - start, np.arange(length)):
+            pixels = pixels.take(index - start, axis=axis)
+    return pixels

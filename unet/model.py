@@ -18,8 +18,63 @@ from torch import Tensor, nn
 
 from unet.architecture import Architecture, PerLevel
 
-CONVOLUTION: dict[int, Callable[..., nn.Module]] = {2: nn.Conv2d, 3: nn.Conv3d}
-UP_CONVOLUTION: dict[int, Callable[..., nn.Module]] = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+FEW_VALUES = 1 << 16  # torch's own bound is 20,480
+
+
+def by_onednn(x: Tensor) -> bool:
+    """Whether a float32 tensor on the CPU is to be convolved by oneDNN, whatever its size.
+
+    Left to itself torch takes another algorithm for tensors of few values, which sums in another
+    order: the last bits of a pixel would then depend on the size of the window it was computed in.
+    """
+    return x.is_cpu and x.dtype == torch.float32 and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+
+
+class Conv2d(nn.Conv2d):
+    """`nn.Conv2d` whose result for a pixel has the same bits in every window."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, Y, X) -> (B, C', Y', X')."""
+        return _convolve(self, x) if by_onednn(x) else super().forward(x)
+
+
+class Conv3d(nn.Conv3d):
+    """`nn.Conv3d` whose result for a pixel has the same bits in every window."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, Z, Y, X) -> (B, C', Z', Y', X')."""
+        return _convolve(self, x) if by_onednn(x) else super().forward(x)
+
+
+class ConvTranspose2d(nn.ConvTranspose2d):
+    """`nn.ConvTranspose2d` whose result for a pixel has the same bits in every window."""
+
+    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """(B, C, Y, X) -> (B, C', 2 Y, 2 X)."""
+        return super().forward(_paired(x), output_size)[: len(x)]
+
+
+class ConvTranspose3d(nn.ConvTranspose3d):
+    """`nn.ConvTranspose3d` whose result for a pixel has the same bits in every window."""
+
+    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """(B, C, Z, Y, X) -> (B, C', 2 Z, 2 Y, 2 X)."""
+        return super().forward(_paired(x), output_size)[: len(x)]
+
+
+def _convolve(layer: nn.Conv2d | nn.Conv3d, x: Tensor) -> Tensor:
+    none, one = (0,) * len(layer.kernel_size), (1,) * len(layer.kernel_size)
+    return torch.mkldnn_convolution(x, layer.weight, layer.bias, none, one, one, 1)
+
+
+def _paired(x: Tensor) -> Tensor:
+    """A small tensor twice: torch leaves a batch of two to oneDNN, of whatever size."""
+    is_small = by_onednn(x) and len(x) == 1 and x.numel() <= FEW_VALUES
+    return x.expand(2, *x.shape[1:]) if is_small else x
+
+
+CONVOLUTION: dict[int, Callable[..., nn.Module]] = {2: Conv2d, 3: Conv3d}
+UP_CONVOLUTION: dict[int, Callable[..., nn.Module]] = {2: ConvTranspose2d, 3: ConvTranspose3d}
 MAX_POOL: dict[int, Callable[..., nn.Module]] = {2: nn.MaxPool2d, 3: nn.MaxPool3d}
 CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
 

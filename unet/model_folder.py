@@ -16,16 +16,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.torch
-import torch
 import yaml
 from jsonschema import Draft202012Validator
-from torch import Tensor
 
 from unet.architecture import Architecture
 from unet.errors import ModelError
-from unet.model import UNet
 from unet.statistics import Normalisation
 
 SHIPPED = Path(__file__).resolve().parent.parent / "resources" / "models"
@@ -59,38 +54,6 @@ class ModelSpec:
         """Hex sha256 of all that the prediction of given pixels depends on, but the device."""
         said = (self.weights_sha256, self.architecture, self.normalisation)
         return hashlib.sha256(repr(said).encode()).hexdigest()
-
-    def network(self) -> UNet:
-        """Build the network and load its weights: float32, ready to predict.
-
-        Raises ModelError where a tensor is missing, left over, of another shape or not finite.
-        """
-        a = self.architecture
-        network = UNet(a.in_channels, a.classes, a.width, a.depth, a.dims, a.kernels, a.pools)
-        tensors = _read_tensors(self.weights)
-        wanted = network.state_dict()
-        problems = [f"{name} is missing" for name in sorted(wanted.keys() - tensors.keys())]
-        problems += [f"{name} is unknown" for name in sorted(tensors.keys() - wanted.keys())]
-        problems += [
-            f"{name} is {tuple(tensor.shape)} and should be {tuple(wanted[name].shape)}"
-            for name, tensor in sorted(tensors.items())
-            if name in wanted and tensor.shape != wanted[name].shape
-        ]
-        problems += [
-            f"{name} holds NaN or infinity"
-            for name, tensor in sorted(tensors.items())
-            if not bool(torch.isfinite(tensor).all())
-        ]
-        if problems:
-            shown = "; ".join(problems[:4]) + ("; ..." if len(problems) > 4 else "")
-            raise ModelError(
-                f"Expected in {self.weights} the weights of the network that "
-                f"{self.folder / 'model.yaml'} describes, but {shown}. Either the file belongs to "
-                f"another model, or `network` in model.yaml is not what was trained."
-            )
-        network.load_state_dict(tensors)
-        network.eval()
-        return network
 
 
 def find_model(name_or_path: str | Path) -> ModelSpec:
@@ -135,33 +98,6 @@ def find_model(name_or_path: str | Path) -> ModelSpec:
     )
 
 
-def save_model(folder: Path, network: UNet, description: dict[str, Any]) -> ModelSpec:
-    """Write a model folder: the weights of `network` and `description` as model.yaml.
-
-    `description` has the keys of `unet/model.schema.yaml` but `network` and `weights`, which are
-    filled in here. Returns the model as it reads back.
-    """
-    a = network.architecture
-    folder.mkdir(parents=True, exist_ok=True)
-    weights = folder / "weights.safetensors"
-    tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
-    safetensors.torch.save_file(tensors, weights)
-    described = {
-        **description,
-        "network": {
-            "in_channels": a.in_channels,
-            "width": a.width,
-            "depth": a.depth,
-            "dims": a.dims,
-            "kernel": [list(level) for level in a.kernels],
-            "pool": [list(level) for level in a.pools],
-        },
-        "weights": {"file": weights.name, "sha256": file_sha256(weights)},
-    }
-    (folder / "model.yaml").write_text(yaml.safe_dump(described, sort_keys=False, width=100))
-    return find_model(folder)
-
-
 def file_sha256(path: Path) -> str:
     """The sha256 of a file's bytes, as hex."""
     with path.open("rb") as file:
@@ -193,29 +129,3 @@ def _described(folder: Path) -> dict[str, Any]:
         said = "; ".join(f"{e.json_path.removeprefix('$.') or 'file'}: {e.message}" for e in errors)
         raise ModelError(f"Expected {path} to describe a model, but {said}.")
     return dict(described)
-
-
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    try:
-        if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (safetensors.SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
-        raise ModelError(
-            f"Expected weights in {path}, but the file does not read as {path.suffix}: {error}. "
-            f"It is probably truncated; fetch it again."
-        ) from error
-    except Exception as error:
-        # torch raises pickle.UnpicklingError, whose module this project does not import.
-        if type(error).__name__ != "UnpicklingError":
-            raise
-        raise ModelError(
-            f"Expected a plain state dict in {path}, got a pickle that holds code or objects, "
-            f"which is never executed. Save it with torch.save(network.state_dict(), path)."
-        ) from error
-    if not isinstance(loaded, dict) or not all(isinstance(t, Tensor) for t in loaded.values()):
-        raise ModelError(
-            f"Expected a plain state dict (names to tensors) in {path}, got "
-            f"{type(loaded).__name__}. Save it with torch.save(network.state_dict(), path)."
-        )
-    return loaded

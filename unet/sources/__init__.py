@@ -1,1 +1,157 @@
-"""Readers: one module for each library that reads a format."""
+"""The images that the workflow reads, by what lies behind a path; see `base` for what they offer.
+
+Listing is apart from opening, since the workflow is planned where images may be slow to open:
+`source_files` only looks at names. Formats are told by their first bytes, never by a suffix, and
+each format's libraries are imported when such an image is opened.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from unet.errors import SourceError
+from unet.sources.base import Source, SourceSpec
+from unet.sources.image import Found, Image
+
+ZARR_METADATA = ("zarr.json", ".zattrs", ".zarray", ".zgroup")
+SLICE_SUFFIXES = {".tif": "TIFF", ".tiff": "TIFF", ".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
+MAGIC = {
+    b"II\x2a\x00": "tiff",
+    b"MM\x00\x2a": "tiff",
+    b"II\x2b\x00": "tiff",
+    b"MM\x00\x2b": "tiff",
+    b"\x89PNG": "raster",
+    b"\xff\xd8\xff": "raster",
+    b"\x93NUMPY": "npy",
+}
+
+
+def open_source(spec: SourceSpec) -> Source:
+    """Open the image behind `spec`, of whatever format.
+
+    Raises SourceError if it is not there, is not an image this project reads, is damaged, or does
+    not say what has to be known and the spec does not say it either.
+    """
+    found = _find(spec)
+    try:
+        return Image(spec, found)
+    except SourceError:
+        found.pixels.close()
+        raise
+
+
+def source_files(path: str) -> list[str]:
+    """The files that an image is made of, as a workflow declares them; no image is opened.
+
+    A file is itself; a folder of slices or a glob is its files in natural order (slice_2 before
+    slice_10); a Zarr image is its metadata files. Raises SourceError if there is nothing to read.
+    """
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", path):
+        raise SourceError(
+            f"{path} is a URL, and images are read from local paths only so far. Copy the image to "
+            "a local path and set that in the configuration."
+        )
+    try:
+        return _listed(path, Path(path))
+    except OSError as error:
+        raise SourceError(
+            f"{path} cannot be listed ({error}). Change its permissions, or the path."
+        ) from error
+
+
+def _listed(path: str, place: Path) -> list[str]:
+    if place.is_dir():
+        metadata = [str(place / name) for name in ZARR_METADATA if (place / name).is_file()]
+        return metadata or _slices_in(place)
+    if place.is_file():
+        if not os.access(place, os.R_OK):
+            raise SourceError(f"{path} is there but may not be read. Change its permissions.")
+        return [path]
+    if any(sign in path for sign in "*?["):
+        return _matches(place)
+    raise SourceError(
+        f"{path} does not exist. The path is probably misspelt, or relative to another folder than "
+        f"{Path.cwd()}; correct it in the configuration."
+    )
+
+
+def _find(spec: SourceSpec) -> Found:
+    files = source_files(spec.path)
+    if files == [spec.path]:
+        return _find_file(spec)
+    if Path(files[0]).name in ZARR_METADATA:
+        from unet.sources.zarr_source import find_zarr
+
+        return find_zarr(spec)
+    from unet.sources.slices import find_stack
+
+    return find_stack(spec, files, _find_file)
+
+
+def _find_file(spec: SourceSpec) -> Found:
+    """What one file holds, told by its first bytes."""
+    try:
+        with Path(spec.path).open("rb") as file:
+            start = file.read(8)
+    except OSError as error:
+        raise SourceError(f"{spec.path} cannot be opened ({error}).") from error
+    kind = next((kind for magic, kind in MAGIC.items() if start.startswith(magic)), None)
+    if kind == "tiff":
+        from unet.sources.tiff import find_tiff
+
+        return find_tiff(spec)
+    if kind == "npy":
+        from unet.sources.npy import find_npy
+
+        return find_npy(spec)
+    if kind == "raster":
+        from unet.sources.slices import find_raster
+
+        return find_raster(spec)
+    raise SourceError(
+        f"{spec.path} is not an image this project reads: expected TIFF (also SVS, NDPI, SCN, "
+        f"QPTIFF, OME-TIFF), PNG, JPEG, .npy, or a Zarr folder, but it starts with {start!r}. "
+        "Convert it, for example to OME-TIFF or OME-Zarr with bioformats2raw."
+    )
+
+
+def _slices_in(folder: Path) -> list[str]:
+    files = [p for p in folder.iterdir() if p.suffix.lower() in SLICE_SUFFIXES and p.is_file()]
+    files = [p for p in files if not p.name.startswith(".")]
+    kinds = sorted({SLICE_SUFFIXES[p.suffix.lower()] for p in files})
+    if not files:
+        raise SourceError(
+            f"{folder} holds neither Zarr metadata nor TIFF, PNG or JPEG files. Expected an image "
+            "as Zarr, or a folder of its slices; check the path."
+        )
+    if len(kinds) > 1:
+        raise SourceError(
+            f"{folder} holds {' and '.join(kinds)} files, so it is unclear which are the slices. "
+            f"Set the path to a glob, such as {folder / '*'}{files[0].suffix}."
+        )
+    return _natural(files)
+
+
+def _matches(pattern: Path) -> list[str]:
+    """The files that a glob matches; the folders before its first sign are taken as they are."""
+    parts = pattern.parts
+    first = next(i for i, part in enumerate(parts) if any(sign in part for sign in "*?["))
+    found = Path(*parts[:first]).glob(str(Path(*parts[first:])))
+    files = [p for p in found if p.is_file() and not p.name.startswith(".")]
+    if not files:
+        raise SourceError(
+            f"{pattern} matches no file. Expected the slices of one image; check the glob, which "
+            f"is relative to {Path.cwd()}."
+        )
+    return _natural(files)
+
+
+def _natural(files: list[Path]) -> list[str]:
+    """Sorted so that numbers count as numbers."""
+
+    def key(path: str) -> list[int | str]:
+        return [int(p) if p.isdecimal() else p for p in re.split(r"(\d+)", path)]
+
+    return sorted((str(p) for p in files), key=key)

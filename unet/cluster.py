@@ -1,0 +1,242 @@
+"""Running blocks on Dask: the only module that imports distributed.
+
+Why one engine for all stages: each of them does the same thing, "do every block once, and record
+it". A `Job` says what a block is; `run` keeps a bounded number of blocks in flight, so that neither
+the client nor the scheduler grows with the image; the ledger is written here, by one process.
+
+A worker opens a job once (its stores, its network) and then does block after block. It runs
+several blocks at a time: while one computes, another is read and a third is written.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Protocol
+
+from distributed import Client as Client  # the one name of it that other modules use
+from distributed import (
+    Future,
+    LocalCluster,
+    Nanny,
+    Scheduler,
+    SpecCluster,
+    Worker,
+    WorkerPlugin,
+    as_completed,
+    get_worker,
+)
+
+from unet.errors import RunError, UserError
+
+log = logging.getLogger(__name__)
+
+RETRIES = 2
+MOST_WORKERS = 256
+SECONDS_BETWEEN_LINES = 5.0
+
+
+class Job(Protocol):
+    """The work of one stage on one image: small, picklable, the same on every worker."""
+
+    @property
+    def name(self) -> str:
+        """Unique among all jobs that may share a scheduler."""
+        ...
+
+    def open(self) -> Callable[[int], Any]:
+        """What does a block, given its number: called once a worker."""
+        ...
+
+
+@dataclass(frozen=True)
+class Machines:
+    """Where blocks run; the first that is given: an address, devices, CPU workers.
+
+    address   of a Dask scheduler that is already there
+    devices   names of GPUs, as CUDA_VISIBLE_DEVICES lists them; one worker each
+    cores     CPU cores of this job
+    threads   blocks that a worker has in hand at once
+    cores_a_worker  of CPU workers: a process for each so many cores
+    """
+
+    address: str | None
+    devices: tuple[str, ...]
+    cores: int
+    threads: int
+    cores_a_worker: int = 1
+
+    @property
+    def in_flight(self) -> int:
+        """Blocks handed out at once: what the workers have in hand, and as many waiting.
+
+        With an address the number of workers is not known here and may change.
+        """
+        workers = len(self.devices) or max(1, self.cores // self.cores_a_worker)
+        return 2 * self.threads * (MOST_WORKERS if self.address else workers)
+
+
+class Station(WorkerPlugin):
+    """What one worker holds for one job; opened with its first block."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.name = job.name
+
+    def setup(self, worker: Worker) -> None:
+        """Called by Dask on every worker, also on those that come later."""
+        del worker
+        self._lock = threading.Lock()
+        self._do: Callable[[int], Any] | None = None
+
+    def do(self, block: int) -> Any:
+        """Do one block."""
+        with self._lock:
+            if self._do is None:
+                self._do = self.job.open()
+        return self._do(block)
+
+
+@contextmanager
+def connect(machines: Machines) -> Iterator[Client]:
+    """A client of the workers that `machines` describes; local workers end with it."""
+    if machines.address:
+        with Client(machines.address) as client:
+            yield client
+        return
+    with _local_cluster(machines) as cluster, Client(cluster) as client:
+        yield client
+
+
+def run(
+    client: Client,
+    job: Job,
+    blocks: Iterator[int],
+    done: Callable[[int, Any], None],
+    in_flight: int,
+) -> None:
+    """Do all `blocks` in any order, at most `in_flight` at a time; `done` hears each result.
+
+    A block that fails is tried again RETRIES times; then the others still finish, and RunError
+    names it. A full disk ends the run at once.
+    """
+    station = Station(job)
+    client.register_plugin(station, name=station.name)
+    failed: dict[int, BaseException] = {}
+    running: dict[Any, tuple[int, Future[Any]]] = {}
+
+    def submit(block: int) -> Future[Any]:
+        return client.submit(
+            _do, job.name, block, key=f"{job.name}-{block}", pure=False, retries=RETRIES
+        )
+
+    try:
+        for block in islice(blocks, in_flight):
+            future = submit(block)
+            running[future.key] = (block, future)
+        finished = as_completed([future for _, future in running.values()])
+        for future in finished:
+            block, _ = running.pop(future.key)
+            if future.status == "finished":
+                done(block, future.result())
+            else:
+                failed[block] = future.exception()
+                _stop_if_hopeless(failed[block])
+            for following in islice(blocks, 1):
+                added = submit(following)
+                running[added.key] = (following, added)
+                finished.add(added)
+    finally:
+        client.cancel([future for _, future in running.values()])
+        client.unregister_worker_plugin(station.name)
+    if failed:
+        block, error = next(iter(failed.items()))
+        raise RunError(
+            f"Expected every block to be done, but {len(failed)} failed {RETRIES + 1} times each; "
+            f"the first is block {block}: {type(error).__name__}: {error}. The other blocks are "
+            f"done and are kept: mend the cause and run again."
+        ) from error
+
+
+class Progress:
+    """Says how far a stage is: blocks, megapixels a second, time left."""
+
+    def __init__(self, title: str, blocks: int, already: int, pixels: int) -> None:
+        self._title, self._blocks, self._pixels = title, blocks, pixels
+        self._already = self._done = already
+        self._begin = self._said = time.monotonic()
+        log.info("%s: %d of %d blocks were done before", title, already, blocks)
+
+    def step(self) -> None:
+        """One more block is done."""
+        self._done += 1
+        now = time.monotonic()
+        if self._done < self._blocks and now - self._said < SECONDS_BETWEEN_LINES:
+            return
+        self._said = now
+        seconds = max(now - self._begin, 1e-9)
+        share = (self._done - self._already) / self._blocks
+        rate = share * self._pixels / seconds / 1e6
+        left = (self._blocks - self._done) / (self._done - self._already) * seconds
+        log.info(
+            "%s: %d / %d blocks, %.2f Mpx/s, %.0f s left",
+            *(self._title, self._done, self._blocks, rate, left),
+        )
+
+
+def _do(job_name: str, block: int) -> Any:
+    station: Station = get_worker().plugins[job_name]  # type: ignore[assignment]
+    return station.do(block)
+
+
+def _stop_if_hopeless(error: BaseException) -> None:
+    """No other block will fare better: the disk is full, or the cause is the user's to mend."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        raise RunError(
+            f"Expected room on the disk, but it is full: {error}. What was done is kept: make "
+            f"room and run again."
+        ) from error
+    if isinstance(error, UserError):
+        raise error
+
+
+def _local_cluster(machines: Machines) -> LocalCluster | SpecCluster:
+    if machines.devices:
+        scheduler = {
+            "cls": Scheduler,
+            "options": {"dashboard": False, "host": "127.0.0.1", "port": 0},
+        }
+        workers = {
+            device: {
+                "cls": Nanny,
+                "options": {
+                    "nthreads": machines.threads,
+                    "host": "127.0.0.1",
+                    "memory_limit": None,
+                    # Set before the worker's process starts, so before torch can look.
+                    "env": {"CUDA_VISIBLE_DEVICES": device},
+                },
+            }
+            for device in machines.devices
+        }
+        return SpecCluster(workers=workers, scheduler=scheduler)
+    return LocalCluster(
+        n_workers=max(1, machines.cores // machines.cores_a_worker),
+        threads_per_worker=machines.threads,
+        processes=True,
+        host="127.0.0.1",
+        dashboard_address=None,
+        memory_limit=None,
+    )
+
+
+def scheduler_address(configured: str | None) -> str | None:
+    """The scheduler to use: of the configuration, or of DASK_SCHEDULER_ADDRESS."""
+    return configured or os.environ.get("DASK_SCHEDULER_ADDRESS")

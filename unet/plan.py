@@ -1,0 +1,292 @@
+"""The plan: everything that can be decided before the network runs, in integers.
+
+Why a plan: the stages after it only obey, so one place answers what is read, computed, kept and
+written, what it costs, and whether it fits. Its size does not grow with the image: blocks, windows
+and cores are counted and computed from their number, never listed.
+
+    image (t, z, y, x)
+      blocks    partition the image; a block is one shard of every store, one task, one owner
+        cores   partition a block; what a window contributes
+          window = core + halo; what the network reads, mirrored at the image's border
+    slabs       contiguous ranges of blocks; one Snakemake job each
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+from importlib.metadata import version
+from itertools import product
+
+import numpy as np
+
+from unet.architecture import FLOAT32_BYTES, Architecture
+from unet.errors import PlanError
+from unet.geometry import Box, Halo, Sizes, block_box, core_sizes, grid, grow_block, round_up
+from unet.layout import BLOCK_PIXELS, Layout, with_channels
+from unet.manifest import fingerprint
+from unet.sources.base import GRID, ORDER
+
+BATCH_PIXELS = 1 << 20  # small windows share a forward pass up to this many pixels
+RESULTS = 1  # counted up when a change of this project changes the probabilities
+BLOCKS_A_WORKER = 3  # one is read, one computed, one written
+
+
+@dataclass(frozen=True)
+class ImageRef:
+    """Where an image's pixels lie, and what they are; sizes are (t, z, y, x).
+
+    copied  whether ingest made the store; else it is the user's own and only read
+    axes    of the array, in its own order; `channels` of it are used, None for all
+    span    the smallest and the largest value
+    digest  names the pixels: equal images have equal digests
+    """
+
+    store: str
+    copied: bool
+    array: str
+    axes: str
+    channels: tuple[int, ...] | None
+    shape: Sizes
+    dtype: str
+    channel_names: tuple[str, ...]
+    pixel_size: dict[str, float]
+    span: tuple[float, float] = (0.0, 0.0)
+    digest: str = ""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the configuration asks of the plan; None leaves a choice to it.
+
+    shard      y and x, or z, y and x, of a block
+    chunk      likewise, of what is compressed together
+    core       likewise, the largest core of a window
+    memory     bytes that one worker, and one device, may use
+    precision  "float32" or "bfloat16"
+    """
+
+    memory: int
+    precision: str = "float32"
+    shard: Sizes | None = None
+    chunk: Sizes | None = None
+    core: Sizes | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one image is predicted; all sizes are (t, z, y, x).
+
+    model         folder of the model
+    model_fingerprint  what was in it
+    offset, scale normalisation, one number a channel: (value - offset) * scale
+    classes       names of all classes; the probability store has them but the first
+    stride, halo  the network's lattice, and what a window reads around its core
+    block, chunk  the shards and chunks of the probabilities and of the mask
+    core, batch   the largest core of a window, and how many windows run at once
+    windows       windows in all
+    flop          floating-point operations in all
+    worker_bytes  what a worker will hold: its blocks, the network, and one batch
+    device_bytes  what a device will hold: the network and one batch
+    slabs         number of jobs; the result does not depend on it
+    fingerprint   names everything that the probabilities depend on
+    """
+
+    image: ImageRef
+    model: str
+    model_fingerprint: str
+    offset: tuple[float, ...]
+    scale: tuple[float, ...]
+    classes: tuple[str, ...]
+    precision: str
+    stride: Sizes
+    halo: Halo
+    block: Sizes
+    chunk: Sizes
+    core: Sizes
+    batch: int
+    blocks: int
+    windows: int
+    flop: int
+    worker_bytes: int
+    device_bytes: int
+    slabs: int
+    fingerprint: str
+
+    def box(self, block: int) -> Box:
+        """The pixels of block number `block`."""
+        return block_box(block, self.image.shape, self.block)
+
+    def reads(self, block: int) -> Box:
+        """What block number `block` reads: itself, rounded up to the lattice, and its halo."""
+        box = self.box(block)
+        stop = tuple(
+            a + round_up(n, s) for a, n, s in zip(box.start, box.shape, self.stride, strict=True)
+        )
+        return Box(box.start, stop).grow(self.halo)
+
+    @property
+    def axes(self) -> str:
+        """Axes of the probabilities: those of the image, and the classes as "c"."""
+        return "".join(axis for axis in ORDER if axis in self.image.axes or axis == "c")
+
+    def probabilities(self) -> Layout:
+        """The array of the foreground probabilities."""
+        return self._layout(self.axes, len(self.classes) - 1, "float32")
+
+    def mask(self) -> Layout:
+        """The array of the mask: the number of each pixel's class."""
+        return self._layout(self.axes.replace("c", ""), 1, "uint8")
+
+    def _layout(self, axes: str, channels: int, dtype: str) -> Layout:
+        return Layout(
+            axes=axes,
+            shape=with_channels(self.image.shape, channels),
+            dtype=dtype,
+            chunk=with_channels(self.chunk, 1),
+            shard=with_channels(self.block, channels),
+        )
+
+
+def lattice(architecture: Architecture) -> tuple[Sizes, Halo]:
+    """The stride and halo on (t, z, y, x): axes that the network has not are done one by one."""
+    loose = len(GRID) - architecture.dims
+    return (1,) * loose + architecture.stride, ((0, 0),) * loose + architecture.halo
+
+
+def block_shape(shape: Sizes, stride: Sizes, request: Request, dims: int) -> tuple[Sizes, Sizes]:
+    """The block and the chunk of an image: as asked, or about BLOCK_PIXELS of it.
+
+    Both are multiples of the stride, and the block of the chunk. Raises PlanError otherwise.
+    """
+    chunk = _on_grid(request.chunk, "chunk", _default_chunk(shape, stride, dims), stride)
+    if request.shard is not None:
+        block = _on_grid(request.shard, "shard", chunk, chunk)
+        return block, chunk
+    return grow_block(chunk, shape, dims, BLOCK_PIXELS), chunk
+
+
+def choose_core(
+    architecture: Architecture, block: Sizes, shape: Sizes, fixed: int, request: Request
+) -> Sizes:
+    """The largest core that divides a block evenly and whose window fits the memory.
+
+    fixed  bytes a worker holds beside the window's activations
+    Raises PlanError where even the smallest window does not fit.
+    """
+    stride, _ = lattice(architecture)
+    reach = tuple(round_up(min(b, n), s) for b, n, s in zip(block, shape, stride, strict=True))
+    loose = len(GRID) - architecture.dims
+    if request.core is not None:
+        core = _on_grid(request.core, "window core", stride, stride)
+        return tuple(min(c, r) for c, r in zip(core, reach, strict=True))
+    core = (1,) * loose + reach[loose:]
+    while fixed + activation_bytes(architecture, core, request.precision) > request.memory:
+        smaller = shrink(core, stride)
+        if smaller is None:
+            least = fixed + activation_bytes(architecture, core, request.precision)
+            raise PlanError(
+                f"Expected a worker to need at most the {request.memory / 1e9:.1f} GB of "
+                f"`memory`, but even the smallest window makes it need {least / 1e9:.1f} GB. Give "
+                f"it more memory, or choose smaller shards (`shard`)."
+            )
+        core = smaller
+    return core
+
+
+def shrink(core: Sizes, stride: Sizes) -> Sizes | None:
+    """The next smaller core: the longest axis halved on the lattice; None if none is smaller."""
+    steps = [c // s for c, s in zip(core, stride, strict=True)]
+    if max(steps) == 1:
+        return None
+    longest = max(range(len(core)), key=lambda axis: (steps[axis] > 1, core[axis]))
+    halved = round_up(-(-core[longest] // 2), stride[longest])
+    return (*core[:longest], halved, *core[longest + 1 :])
+
+
+def activation_bytes(architecture: Architecture, core: Sizes, precision: str) -> int:
+    """Bytes of activations for one window around this core."""
+    window = architecture.window(core[len(GRID) - architecture.dims :])
+    peak = architecture.peak_bytes(window)
+    return peak // 2 if precision == "bfloat16" else peak
+
+
+def make_plan(
+    image: ImageRef,
+    architecture: Architecture,
+    model: tuple[str, str],
+    affine: tuple[tuple[float, ...], tuple[float, ...]],
+    classes: tuple[str, ...],
+    request: Request,
+    slabs: int,
+) -> Plan:
+    """Decide everything for one image. Raises PlanError where it does not fit or contradicts."""
+    stride, halo = lattice(architecture)
+    block, chunk = block_shape(image.shape, stride, request, architecture.dims)
+    read = Box((0,) * 4, block).grow(halo).shape
+    channels = len(image.channel_names)
+    held = math.prod(read) * channels * np.dtype(image.dtype).itemsize
+    held += 2 * math.prod(block) * (len(classes) - 1) * FLOAT32_BYTES
+    parameters = architecture.parameters * FLOAT32_BYTES
+    fixed = BLOCKS_A_WORKER * held + parameters
+    core = choose_core(architecture, block, image.shape, fixed, request)
+    one = activation_bytes(architecture, core, request.precision)
+    window = architecture.window(core[len(GRID) - architecture.dims :])
+    batch = max(1, min(BATCH_PIXELS // math.prod(window), (request.memory - fixed) // one))
+    sizes = core_sizes(image.shape, block, core, stride)
+    return Plan(
+        image=image,
+        model=model[0],
+        model_fingerprint=model[1],
+        offset=affine[0],
+        scale=affine[1],
+        classes=classes,
+        precision=request.precision,
+        stride=stride,
+        halo=halo,
+        block=block,
+        chunk=chunk,
+        core=core,
+        batch=batch,
+        blocks=math.prod(grid(image.shape, block)),
+        windows=math.prod(sum(axis.values()) for axis in sizes),
+        flop=_flop(architecture, sizes),
+        worker_bytes=fixed + batch * one,
+        device_bytes=parameters + batch * one,
+        slabs=slabs,
+        fingerprint=fingerprint(
+            *(image.digest, image.axes, image.shape, model[1], affine, request.precision),
+            *(block, chunk, RESULTS, version("torch")),
+        ),
+    )
+
+
+def _flop(architecture: Architecture, sizes: list[Counter[int]]) -> int:
+    """Operations of all windows, from how often each core size occurs on each axis."""
+    loose = len(GRID) - architecture.dims
+    planes = math.prod(sum(axis.values()) for axis in sizes[:loose])
+    return planes * sum(
+        math.prod(times for _, times in combined)
+        * architecture.flop(architecture.window([size for size, _ in combined]))
+        for combined in product(*(axis.items() for axis in sizes[loose:]))
+    )
+
+
+def _default_chunk(shape: Sizes, stride: Sizes, dims: int) -> Sizes:
+    side = 512 if dims == 2 else 64
+    wanted = (1, 1 if dims == 2 else side, side, side)
+    return tuple(round_up(min(w, n), s) for w, n, s in zip(wanted, shape, stride, strict=True))
+
+
+def _on_grid(asked: Sizes | None, name: str, default: Sizes, step: Sizes) -> Sizes:
+    if asked is None:
+        return default
+    sizes = default[: len(GRID) - len(asked)] + asked
+    if any(size % s or size < 1 for size, s in zip(sizes, step, strict=True)):
+        wanted = step[len(GRID) - len(asked) :]
+        raise PlanError(
+            f"Expected the {name} {asked} to be a multiple of {wanted} on each axis, so that "
+            f"everything lies on the network's lattice. Choose the next multiple."
+        )
+    return sizes

@@ -1,0 +1,98 @@
+"""Smaller levels of images and masks: means of pixels, the most frequent of labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unet import store
+from unet.geometry import Box, Sizes, block_box
+
+Values = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class LevelJob:
+    """Make one level of a pyramid from the level above, a block at a time.
+
+    group       of both arrays; `level` is the number of the one to write
+    block       (t, z, y, x) of the level to write
+    factors     1 or 2 on (t, z, y, x)
+    kind        "mean" or "mode"
+    """
+
+    name: str
+    group: str
+    level: int
+    axes: str
+    block: Sizes
+    factors: Sizes
+    kind: str
+
+    def open(self) -> Callable[[int], int]:
+        """Open both levels on a worker."""
+        above = store.open_pixels(Path(self.group), str(self.level - 1), self.axes, mode="r")
+        target = store.open_pixels(Path(self.group), str(self.level), self.axes)
+        shape = target.grid_shape
+
+        def shrink(index: int) -> int:
+            box = block_box(index, shape, self.block)
+            start = tuple(a * f for a, f in zip(box.start, self.factors, strict=True))
+            stop = tuple(b * f for b, f in zip(box.stop, self.factors, strict=True))
+            values = above.read(Box(start, stop).clip(above.grid_shape))
+            target.write(box, downsample(values, self.factors, self.kind))
+            return target.shard_file(index, self.block).stat().st_size
+
+        return shrink
+
+
+def downsample(values: Values, factors: Sizes, kind: str) -> Values:
+    """Halve the axes of `values` (t, c, z, y, x) whose factor on (t, z, y, x) is 2.
+
+    At an odd end a pixel stands for the pixels there are.
+    """
+    five = (factors[0], 1, *factors[1:])
+    short = [(0, -n % f) for n, f in zip(values.shape, five, strict=True)]
+    if any(after for _, after in short):
+        values = np.pad(values, short, mode="edge")
+    starts = product(*(range(f) for f in five))
+    samples = [
+        values[tuple(slice(a, None, f) for a, f in zip(s, five, strict=True))] for s in starts
+    ]
+    return mean(samples) if kind == "mean" else mode(samples)
+
+
+def mean(samples: list[Values]) -> Values:
+    """The mean of arrays of one shape and dtype; integers are rounded, halves up."""
+    dtype = samples[0].dtype
+    if dtype.kind not in "iu":
+        total = np.sum(samples, axis=0, dtype=np.float64)
+        return (total / len(samples)).astype(dtype)
+    wide = np.uint16 if dtype == np.uint8 else np.int64
+    sums: NDArray[Any] = samples[0].astype(wide)
+    for sample in samples[1:]:
+        np.add(sums, sample, out=sums, casting="unsafe")
+    # The number of samples is a power of two, and shifting rounds down, below zero too.
+    halves, shift = len(samples) // 2, len(samples).bit_length() - 1
+    means: NDArray[Any] = np.right_shift(sums + halves, shift).astype(dtype)
+    return means
+
+
+def mode(samples: list[Values]) -> Values:
+    """The most frequent value at each place of arrays of one shape; of several, the smallest."""
+    best = samples[0].copy()
+    most = np.zeros(best.shape, np.uint8)
+    for sample in samples:
+        count = np.zeros(best.shape, np.uint8)
+        for other in samples:
+            count += sample == other
+        better = (count > most) | ((count == most) & (sample < best))
+        np.copyto(best, sample, where=better)
+        np.copyto(most, count, where=better)
+    return best

@@ -1,0 +1,130 @@
+"""A stack kept as one file a slice, and single PNG or JPEG images.
+
+Why only the first file is opened at the start: stacks of 10,000 slices are common, and each of
+their headers costs milliseconds on a network disk. Every other file is checked when it is read, and
+an error then names it. Files are opened for a read and closed after it, so that a worker never
+holds 10,000 of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import imagecodecs
+import numpy as np
+from numpy.typing import NDArray
+
+from unet.errors import SourceError
+from unet.geometry import Sizes
+from unet.sources.base import SourceSpec
+from unet.sources.image import UNUSED, Found, choose_level
+
+JPEG_SCAN, JPEG_END = b"\xff\xda", b"\xff\xd9"
+Find = Callable[[SourceSpec], Found]
+
+
+class RasterPixels:
+    """One PNG or JPEG: a single piece, decoded whole for every read."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        image = self._decode()
+        self.shape: Sizes = image.shape
+        self.dtype = image.dtype
+        self.chunks: Sizes = image.shape
+
+    def read(self, where: tuple[slice, ...]) -> NDArray[np.generic]:
+        """The pixels at `where`."""
+        return self._decode()[where]
+
+    def close(self) -> None:
+        """Nothing is open between reads."""
+
+    def _decode(self) -> NDArray[np.generic]:
+        try:
+            data = Path(self._path).read_bytes()
+            if data[:4] == b"\x89PNG":
+                return np.asarray(imagecodecs.png_decode(data))
+            if data.rfind(JPEG_END) < data.rfind(JPEG_SCAN):
+                raise ValueError("the end of the image is missing")  # the decoder would fill it
+            return np.asarray(imagecodecs.jpeg_decode(data))
+        except (OSError, ValueError, RuntimeError) as error:
+            raise SourceError(
+                f"{self._path} begins like a PNG or JPEG image but cannot be decoded ({error}). It "
+                "is probably cut short or damaged; copy it again."
+            ) from error
+
+
+class StackPixels:
+    """Slices of equal shape and dtype along a first axis of their own."""
+
+    def __init__(self, specs: list[SourceSpec], find_file: Find, first: Found) -> None:
+        self._specs, self._find, self._first = specs, find_file, first
+        self.shape: Sizes = (len(specs), *first.pixels.shape)
+        self.dtype = first.pixels.dtype
+        self.chunks: Sizes = (1, *first.pixels.chunks)
+
+    def read(self, where: tuple[slice, ...]) -> NDArray[np.generic]:
+        """The pixels at `where`, from each slice that it touches."""
+        out = np.empty(tuple(s.stop - s.start for s in where), self.dtype)
+        for place, index in enumerate(range(where[0].start, where[0].stop)):
+            found = self._find(self._specs[index])
+            try:
+                self._check(found, self._specs[index].path)
+                out[place] = found.pixels.read(where[1:])
+            finally:
+                found.pixels.close()
+        return out
+
+    def close(self) -> None:
+        """Nothing is open between reads."""
+
+    def _check(self, found: Found, path: str) -> None:
+        first, other = self._first, found
+        if (other.pixels.shape, other.pixels.dtype) != (self.shape[1:], self.dtype):
+            raise SourceError(
+                f"{path} has shape {other.pixels.shape} and dtype {other.pixels.dtype}, but the "
+                f"first slice of the stack, {self._specs[0].path}, has {first.pixels.shape} and "
+                f"{first.pixels.dtype}. A file that is no slice probably lies among them; move "
+                "it away, or name the slices by a glob."
+            )
+
+
+def find_stack(spec: SourceSpec, files: list[str], find_file: Find) -> Found:
+    """The stack of `files`, along z or the first of the spec's axes."""
+    along = spec.axes[0] if spec.axes else "z"
+    inner = spec.axes[1:] or None if spec.axes else None
+    specs = [replace(spec, path=path, axes=inner, channels=None) for path in files]
+    first = find_file(specs[0])
+    first.pixels.close()
+    if along in first.axes or (inner is None and set(first.axes) - set("yxs" + UNUSED)):
+        raise SourceError(
+            f"{files[0]} is the first slice of the stack {spec.path}, and has axes "
+            f"{first.axes.replace(UNUSED, '')!r} of its own, so it is no slice along {along!r}. "
+            "Set axes in the configuration, the axis along the files first, such as 'tzyx'."
+        )
+    names = first.channel_names if along != "c" else ()
+    pixels = StackPixels(specs, find_file, first)
+    return Found(pixels, along + first.axes, _sizes(spec, first), names)
+
+
+def find_raster(spec: SourceSpec) -> Found:
+    """A single PNG or JPEG image, whose axes can only be y, x and its samples."""
+    pixels = RasterPixels(spec.path)
+    axes = "yx" if len(pixels.shape) == 2 else "yxs"
+    if spec.axes not in (None, axes, axes.replace("s", "c")):
+        raise SourceError(
+            f"{spec.path}: axes {spec.axes!r} do not fit a PNG or JPEG image of shape "
+            f"{pixels.shape}, whose axes are {axes!r}. Remove axes from the configuration, or put "
+            "the axis along the files before these if it is a stack."
+        )
+    _, pixel_size = choose_level(spec, {}, [{}])
+    return Found(pixels, spec.axes or axes, pixel_size)
+
+
+def _sizes(spec: SourceSpec, first: Found) -> dict[str, float]:
+    """The pixel size of a slice; along the stack only the spec can know it."""
+    known = {*first.axes, *(spec.pixel_size or {})}
+    return {axis: size for axis, size in first.pixel_size.items() if axis in known}

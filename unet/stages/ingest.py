@@ -1,0 +1,242 @@
+"""ingest: from any source to a Zarr image with axes, pixel size and statistics.
+
+A source that is Zarr already is read where it lies; any other is copied, shard by shard, into
+`image.ome.zarr`. Then the image is read once: its histogram is what normalisation is derived from,
+and its digest is what names it, so that a file that was only touched, or moved, gives the same
+results without computing them again.
+
+Peak memory is a few blocks a worker, whatever the size of the image.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unet import cluster, ome, store
+from unet.errors import SourceError
+from unet.geometry import Box, Sizes, block_box, grow_block, round_up
+from unet.layout import BLOCK_PIXELS, image_chunk, image_layout
+from unet.manifest import fingerprint, write_manifest
+from unet.plan import ImageRef
+from unet.sources import open_source, source_files
+from unet.sources.base import GRID, ORDER, Source, SourceSpec
+from unet.statistics import BINS, Bins
+from unet.workspace import Target, Workspace, finish
+
+LARGEST_PIECE = 1 << 30
+DIGEST_BYTES = hashlib.sha256().digest_size
+
+
+@dataclass(frozen=True)
+class Ingested:
+    """The manifest of the stage.
+
+    image       where the pixels are and what they are
+    histograms  file of the counts, (channels, 65536) int64
+    bins        what the counts are of
+    """
+
+    image: ImageRef
+    histograms: str
+    bins: Bins
+
+
+@dataclass(frozen=True)
+class CopyJob:
+    """Copy a source into a Zarr array, one shard a block."""
+
+    name: str
+    source: SourceSpec
+    image: ImageRef
+    block: Sizes
+
+    def open(self) -> Callable[[int], int]:
+        """Open the source on a worker; it is read by several threads at once."""
+        source = open_source(self.source)
+        target = store.open_pixels(Path(self.image.store), self.image.array, self.image.axes)
+
+        def copy(index: int) -> int:
+            box = block_box(index, self.image.shape, self.block)
+            pixels = source.read(box)
+            if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
+                raise _not_finite(self.source.path, box)
+            target.write(box, pixels)
+            return target.shard_file(index, self.block).stat().st_size
+
+        return copy
+
+
+@dataclass(frozen=True)
+class Surveyed:
+    """What one block adds to the knowledge of its image; counts hold the filled bins only."""
+
+    digest: bytes
+    low: float
+    high: float
+    filled: list[NDArray[np.int64]]
+    counts: list[NDArray[np.int64]]
+
+
+@dataclass(frozen=True)
+class SurveyJob:
+    """Read a block back: its digest, its extremes and, where bins are known, its histogram."""
+
+    name: str
+    image: ImageRef
+    block: Sizes
+    bins: Bins | None
+
+    def open(self) -> Callable[[int], Surveyed]:
+        """Open the image on a worker."""
+        image = self.image
+        pixels = store.open_pixels(
+            Path(image.store), image.array, image.axes, image.channels, mode="r"
+        )
+
+        def survey(index: int) -> Surveyed:
+            values = pixels.read(block_box(index, image.shape, self.block))
+            low, high = float(values.min()), float(values.max())
+            if not (math.isfinite(low) and math.isfinite(high)):
+                raise _not_finite(image.store, block_box(index, image.shape, self.block))
+            filled, counts = [], []
+            for channel in range(values.shape[1]):
+                of_channel = self.bins.count(values[:, channel]) if self.bins else np.zeros(0, int)
+                filled.append(np.flatnonzero(of_channel))
+                counts.append(of_channel[filled[-1]])
+            digest = hashlib.sha256(np.ascontiguousarray(values).data).digest()
+            return Surveyed(digest, low, high, filled, counts)
+
+        return survey
+
+
+def run(spec: SourceSpec, place: Workspace, machines: cluster.Machines) -> None:
+    """Ingest one image and write its manifest.
+
+    Raises SourceError, before anything is written, for what cannot be read.
+    """
+    source = open_source(spec)
+    try:
+        image, block = _located(source, spec, place)
+        with cluster.connect(machines) as client:
+            if source.in_place is None:
+                _copy(spec, image, block, client, machines)
+            image, ingested = _survey(image, block, place, client, machines)
+    finally:
+        source.close()
+    write_manifest(place.manifest("ingest"), ingested)
+
+
+def _located(source: Source, spec: SourceSpec, place: Workspace) -> tuple[ImageRef, Sizes]:
+    """Where the image will be read from, and the blocks to copy or read it by."""
+    shape = _grid_sizes(source.shape)
+    pieces = _grid_sizes(source.chunks)
+    there = source.in_place
+    if there is None:
+        files = [(path, Path(path).stat()) for path in source_files(spec.path)]
+        identity = [[path, stat.st_size, stat.st_mtime_ns] for path, stat in files]
+        work = place.work("ingest", fingerprint(spec, identity))
+        store_path, array, axes, channels = str(work / "image.ome.zarr"), "0", source.axes, None
+        block = _copy_block(shape, pieces, source.dtype.itemsize * source.shape[1], spec.path)
+    else:
+        store_path, array, axes = there.store, there.array, there.axes
+        channels = there.channels if "c" in axes else None
+        block = grow_block(pieces, shape, 2, BLOCK_PIXELS)
+    image = ImageRef(
+        store=store_path,
+        copied=there is None,
+        array=array,
+        axes=axes,
+        channels=channels,
+        shape=shape,
+        dtype=str(source.dtype),
+        channel_names=source.channel_names,
+        pixel_size=source.pixel_size,
+    )
+    return image, block
+
+
+def _copy_block(shape: Sizes, pieces: Sizes, bytes_a_pixel: int, path: str) -> Sizes:
+    """A block of about BLOCK_PIXELS that asks a source to decode no piece twice, if it can be."""
+    piece = tuple(round_up(p, c) for p, c in zip(pieces, image_chunk(shape), strict=True))
+    if math.prod(piece) * bytes_a_pixel > LARGEST_PIECE:
+        raise SourceError(
+            f"Expected {path} to be stored in pieces that can be read alone, but its smallest is "
+            f"{math.prod(piece) * bytes_a_pixel / 1e9:.1f} GB once decoded. Convert it to a tiled "
+            f"TIFF or to OME-Zarr."
+        )
+    return grow_block(piece, shape, 2, BLOCK_PIXELS)
+
+
+def _copy(
+    spec: SourceSpec,
+    image: ImageRef,
+    block: Sizes,
+    client: cluster.Client,
+    machines: cluster.Machines,
+) -> None:
+    group = Path(image.store)
+    channels = len(image.channel_names)
+    layout = image_layout(image.axes, image.shape, channels, image.dtype, block)
+    described = ome.multiscales(group.stem, image.axes, image.pixel_size, [(1,) * 4], "mean")
+    store.write_attributes(group, described)
+    target = Target(store.create(group, image.array, layout), block, group.parent / "ledger")
+    count = store.block_count(image.shape, block)
+    job = CopyJob(f"ingest {group.parent.parent.parent.name}", spec, image, block)
+    finish(client, job, target, range(count), "ingest", machines.in_flight, math.prod(image.shape))
+
+
+def _survey(
+    image: ImageRef,
+    block: Sizes,
+    place: Workspace,
+    client: cluster.Client,
+    machines: cluster.Machines,
+) -> tuple[ImageRef, Ingested]:
+    """Read the image: once for 8 and 16 bit integers, else once more to know their span first."""
+    bins = Bins.for_dtype(np.dtype(image.dtype))
+    count = store.block_count(image.shape, block)
+
+    def read(bins: Bins | None) -> tuple[str, float, float, NDArray[np.int64]]:
+        digests, extremes = bytearray(count * DIGEST_BYTES), [math.inf, -math.inf]
+        totals = np.zeros((len(image.channel_names), BINS), np.int64)
+
+        def add(index: int, found: Surveyed) -> None:
+            digests[index * DIGEST_BYTES : (index + 1) * DIGEST_BYTES] = found.digest
+            extremes[:] = min(extremes[0], found.low), max(extremes[1], found.high)
+            for channel, (filled, counts) in enumerate(
+                zip(found.filled, found.counts, strict=True)
+            ):
+                totals[channel, filled] += counts
+
+        job = SurveyJob(f"survey {place.name} {bins}", image, block, bins)
+        cluster.run(client, job, iter(range(count)), add, machines.in_flight)
+        return hashlib.sha256(digests).hexdigest(), extremes[0], extremes[1], totals
+
+    digest, low, high, totals = read(bins)
+    if bins is None:
+        bins = Bins.for_span(low, high)
+        digest, _, _, totals = read(bins)
+    image = replace(image, span=(low, high), digest=fingerprint(digest, image.dtype, image.shape))
+    work = place.work("survey", image.digest)
+    work.mkdir(parents=True, exist_ok=True)
+    histograms = work / "histograms.npy"
+    np.save(histograms, totals)
+    return image, Ingested(image, str(histograms), bins)
+
+
+def _grid_sizes(five: Sizes) -> Sizes:
+    return tuple(size for size, axis in zip(five, ORDER, strict=True) if axis in GRID)
+
+
+def _not_finite(path: str, box: Box) -> SourceError:
+    return SourceError(
+        f"Expected finite pixel values in {path}, got NaN or infinity at (t, z, y, x) = {box}. "
+        f"Replace them before predicting, for instance by the background."
+    )

@@ -1,0 +1,150 @@
+"""predict: the network on every block of one slab, into the store of probabilities.
+
+A worker loads the network once. Then it does block after block: read the block through its halo,
+run its windows, keep the cores, write one whole shard. A worker has several blocks in hand, and one
+lock gives the device to one of them, so that reading and writing hide behind computing.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from unet import cluster, store
+from unet.errors import DeviceError, ModelError
+from unet.geometry import read_mirrored, slab_range
+from unet.inference import Inference, WindowRunner
+from unet.manifest import write_manifest
+from unet.model_folder import find_model
+from unet.plan import Plan
+from unet.stages.split import read_plan
+from unet.weights import load_network
+from unet.workspace import Workspace, finish, probabilities, probabilities_group
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """The manifest of one slab."""
+
+    fingerprint: str
+    slab: int
+    slabs: int
+    blocks: int
+
+
+@dataclass(frozen=True)
+class PredictJob:
+    """Predict the blocks of one image.
+
+    store    group of the probabilities
+    device   "cuda", or "cpu"
+    threads  of torch, on a CPU
+    """
+
+    name: str
+    plan: Plan
+    store: str
+    device: str
+    threads: int
+
+    def open(self) -> Callable[[int], int]:
+        """Load the network on a worker and open its stores."""
+        plan, image = self.plan, self.plan.image
+        source = store.open_pixels(
+            Path(image.store), image.array, image.axes, image.channels, mode="r"
+        )
+        target = store.open_pixels(Path(self.store), "0", plan.axes)
+        runner = self.runner()
+        device = threading.Lock()
+
+        def predict(block: int) -> int:
+            box = plan.box(block)
+            pixels = read_mirrored(source.read, plan.reads(block), image.shape)
+            with device:
+                probabilities = runner.block(pixels, box)
+            target.write(box, probabilities)
+            return target.shard_file(block, plan.block).stat().st_size
+
+        return predict
+
+    def runner(self) -> WindowRunner:
+        """What turns the pixels of a block into probabilities."""
+        plan = self.plan
+        torch.set_num_threads(self.threads)
+        spec = find_model(plan.model)
+        if spec.fingerprint != plan.model_fingerprint:
+            raise ModelError(
+                f"Expected the model {plan.model} as it was when the image was split, but its "
+                f"weights or its description were changed since. Run the workflow again."
+            )
+        inference = Inference(
+            load_network(spec),
+            spec.architecture.dims,
+            plan.offset,
+            plan.scale,
+            self.device,
+            plan.precision,
+        )
+        return WindowRunner(
+            inference, plan.stride, plan.halo, plan.core, plan.batch, len(plan.classes)
+        )
+
+
+def run(place: Workspace, slab: int, slabs: int, machines: cluster.Machines, device: str) -> None:
+    """Predict slab number `slab` of `slabs`, and write its manifest."""
+    plan = read_plan(place)
+    target = probabilities(plan, place)
+    blocks = slab_range(slab, slabs, plan.blocks)
+    workers = max(1, machines.cores // machines.cores_a_worker)
+    job = PredictJob(
+        name=f"predict {place.name} {slab + 1}/{slabs} {plan.fingerprint}",
+        plan=plan,
+        store=str(probabilities_group(plan, place)),
+        device=device,
+        threads=max(1, machines.cores // workers),
+    )
+    pixels = math.prod(plan.image.shape) * len(blocks) // plan.blocks
+    writer = f"slab-{slab + 1}-of-{slabs}"
+    with cluster.connect(machines) as client:
+        finish(client, job, target, blocks, writer, machines.in_flight, pixels)
+    manifest = place.root / "predict" / f"{slab + 1}-of-{slabs}.json"
+    write_manifest(manifest, Predicted(plan.fingerprint, slab, slabs, len(blocks)))
+
+
+def choose_devices(wanted: str, gpus: int) -> tuple[str, ...]:
+    """The GPUs to use, as CUDA_VISIBLE_DEVICES names them; none for the CPU.
+
+    wanted  "cpu", "gpu", or "auto": GPUs where there are some
+    gpus    how many the job asked its scheduler for; 0 if it did not ask
+
+    Raises DeviceError where a GPU was asked for and none is there: the CPU is never a silent
+    second choice.
+    """
+    if wanted == "cpu":
+        return ()
+    there = visible_devices()
+    if not there and (wanted == "gpu" or gpus):
+        raise DeviceError(
+            f"Expected {max(gpus, 1)} GPU(s), as asked for, and found none that torch "
+            f"{torch.__version__} can use. Check the driver, CUDA_VISIBLE_DEVICES and that torch "
+            f"is a CUDA build, or set `device: cpu`."
+        )
+    if gpus > len(there):
+        raise DeviceError(
+            f"Expected {gpus} GPUs, as asked for, and found {len(there)} ({', '.join(there)}). "
+            f"Ask for as many as there are."
+        )
+    return there[:gpus] if gpus else there
+
+
+def visible_devices() -> tuple[str, ...]:
+    """The GPUs of this job, named as its scheduler named them; makes no CUDA context."""
+    count = torch.cuda.device_count()
+    named = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    return tuple(named[:count] or map(str, range(count)))

@@ -1,0 +1,85 @@
+"""split: decide everything about one image, and write it down as its plan.
+
+Here the image meets the model: channels and dimensions are compared, normalisation is derived from
+the statistics of the whole image, and blocks, windows and memory are laid out by `unet.plan`. It
+reads manifests only, never pixels, and refuses what cannot work before anything expensive runs.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+
+from unet.errors import ModelError
+from unet.manifest import read_manifest, write_manifest
+from unet.model_folder import ModelSpec, find_model
+from unet.plan import ImageRef, Plan, Request, make_plan
+from unet.stages.ingest import Ingested
+from unet.statistics import Summary
+from unet.workspace import Workspace
+
+log = logging.getLogger(__name__)
+
+ODD_SCALE = 1.5
+
+
+def run(place: Workspace, model: str, request: Request, slabs: int) -> Plan:
+    """Plan one image and write the plan. Raises ModelError and PlanError."""
+    ingested = read_manifest(place.manifest("ingest"), Ingested)
+    spec = find_model(model)
+    _check_fit(ingested.image, spec)
+    counts = np.load(ingested.histograms, allow_pickle=False)
+    percentiles = spec.normalisation.percentiles
+    offset, scale = spec.normalisation.affine(
+        [Summary.of(ingested.bins, channel, percentiles) for channel in counts]
+    )
+    plan = make_plan(
+        image=ingested.image,
+        architecture=spec.architecture,
+        model=(str(spec.folder), spec.fingerprint),
+        affine=(tuple(offset), tuple(scale)),
+        classes=spec.classes,
+        request=request,
+        slabs=slabs,
+    )
+    write_manifest(place.manifest("split"), plan)
+    log.info("%s: %s", place.name, described(plan))
+    return plan
+
+
+def described(plan: Plan) -> str:
+    """The plan in one sentence, for the log."""
+    return (
+        f"{plan.blocks} blocks of {plan.block} in {plan.slabs} slabs, {plan.windows} windows of "
+        f"core {plan.core}, {plan.flop / 1e9:,.0f} GFLOP; a worker holds "
+        f"{plan.worker_bytes / 1e9:.2f} GB, of that on its device {plan.device_bytes / 1e9:.2f} GB"
+    )
+
+
+def read_plan(place: Workspace) -> Plan:
+    """The plan that `run` wrote."""
+    return read_manifest(place.manifest("split"), Plan)
+
+
+def _check_fit(image: ImageRef, spec: ModelSpec) -> None:
+    wanted = spec.architecture.in_channels
+    if len(image.channel_names) != wanted:
+        raise ModelError(
+            f"Expected an image with {wanted} channels ({', '.join(spec.channels)}) for the model "
+            f"{spec.name}, got {len(image.channel_names)} ({', '.join(image.channel_names)}) in "
+            f"{Path(image.store).name}. Choose them with `channels`."
+        )
+    if spec.architecture.dims == 3 and image.shape[1] == 1:
+        raise ModelError(
+            f"Expected a stack for the 3D model {spec.name}, got a single plane of shape "
+            f"{image.shape[2:]}. Choose a 2D model, or name the axes with `axes`."
+        )
+    found = image.pixel_size.get("x")
+    if spec.pixel_size and found and not 1 / ODD_SCALE < found / spec.pixel_size < ODD_SCALE:
+        log.warning(
+            "the image has pixels of %.3f um, but the model %s was trained on %.3f um: its objects "
+            "look %.1f times as large. Choose another level, or another model.",
+            *(found, spec.name, spec.pixel_size, spec.pixel_size / found),
+        )

@@ -1,0 +1,255 @@
+"""stitch: from the probabilities of all blocks to the full-size mask, in one OME-Zarr.
+
+First it proves that every block is there: a hole is an error that names it. Then each block becomes
+mask, both image and mask get their smaller levels, and the finished store takes the place of an
+earlier one in a single rename, so that whoever opens the result sees a whole one.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unet import cluster, ome, store
+from unet.errors import ConfigError, StoreError
+from unet.geometry import Sizes, block_box
+from unet.layout import Layout, image_block, image_layout, pyramid
+from unet.manifest import fingerprint, write_manifest
+from unet.plan import ImageRef, Plan
+from unet.pyramid import LevelJob
+from unet.sources.base import ORDER
+from unet.stages.split import read_plan
+from unet.workspace import Target, Workspace, finish, probabilities, probabilities_group
+
+MASK = Path("labels", "mask")
+NAMED_HOLES = 5
+
+
+@dataclass(frozen=True)
+class Stitched:
+    """The manifest of the stage: what the result was made of, and where it is."""
+
+    result: str
+    mask: str
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the configuration asks of the result.
+
+    threshold  of two classes: a pixel is foreground above this probability
+    image      whether the result holds the image beside the mask
+    """
+
+    threshold: float = 0.5
+    image: bool = True
+
+
+@dataclass(frozen=True)
+class MaskJob:
+    """Decide the class of every pixel of a block."""
+
+    name: str
+    plan: Plan
+    threshold: float
+    source: str
+    target: str
+
+    def open(self) -> Callable[[int], int]:
+        """Open the probabilities and the mask on a worker."""
+        plan = self.plan
+        found = store.open_pixels(Path(self.source), "0", plan.axes, mode="r")
+        target = store.open_pixels(Path(self.target), "0", plan.mask().axes)
+
+        def decide_block(block: int) -> int:
+            box = plan.box(block)
+            target.write(box, decide(found.read(box), self.threshold))
+            return target.shard_file(block, plan.block).stat().st_size
+
+        return decide_block
+
+
+@dataclass(frozen=True)
+class ImageJob:
+    """Copy an image that was read in place, block by block, into the result."""
+
+    name: str
+    image: ImageRef
+    target: str
+    axes: str
+    block: Sizes
+
+    def open(self) -> Callable[[int], int]:
+        """Open both images on a worker."""
+        image = self.image
+        source = store.open_pixels(
+            Path(image.store), image.array, image.axes, image.channels, mode="r"
+        )
+        target = store.open_pixels(Path(self.target), "0", self.axes)
+
+        def copy(block: int) -> int:
+            box = block_box(block, image.shape, self.block)
+            target.write(box, source.read(box))
+            return target.shard_file(block, self.block).stat().st_size
+
+        return copy
+
+
+def decide(foreground: NDArray[Any], threshold: float) -> NDArray[np.uint8]:
+    """The class of each pixel, (t, 1, z, y, x), from its foreground probabilities (t, c, z, y, x).
+
+    Two classes: 1 above the threshold. More: the most probable; the background's probability is
+    what the others lack to 1, and of equal ones the first class wins.
+    """
+    if foreground.shape[1] == 1:
+        return (foreground > threshold).astype(np.uint8)
+    background = 1 - foreground.sum(axis=1, keepdims=True)
+    every = np.concatenate([background, foreground], axis=1)
+    classes: NDArray[np.uint8] = every.argmax(axis=1).astype(np.uint8)
+    return classes[:, np.newaxis]
+
+
+def run(place: Workspace, choice: Choice, machines: cluster.Machines) -> None:
+    """Stitch one image and write its manifest.
+
+    Raises StoreError where a block is missing; an earlier result is then as it was.
+    """
+    plan = read_plan(place)
+    if len(plan.classes) > 2 and choice.threshold != Choice.threshold:
+        raise ConfigError(
+            f"Expected `threshold` only with a model of two classes, but {plan.model} has "
+            f"{len(plan.classes)}, of which the most probable wins. Leave `threshold` out."
+        )
+    source = probabilities(plan, place)
+    refuse_holes(plan, source)
+    work = place.work("stitch", fingerprint(plan.fingerprint, choice, place.name))
+    group = work / "result.ome.zarr"
+    if not _is_published(place, work.name):
+        with cluster.connect(machines) as client:
+            builder = _Builder(place, plan, group, client, machines.in_flight)
+            if choice.image:
+                builder.image()
+            builder.mask(choice.threshold, probabilities_group(plan, place))
+        store.write_attributes(group, {"unet": {"run": work.name}})
+        publish(group, place)
+    manifest = Stitched(str(place.result), str(place.result / MASK), work.name)
+    write_manifest(place.manifest("stitch"), manifest)
+
+
+def refuse_holes(plan: Plan, source: Target) -> None:
+    """Raise StoreError, naming them, if blocks are missing or are not as they were recorded."""
+    done = source.done(plan.blocks)
+    holes = [block for block in range(plan.blocks) if not done[block]]
+    if not holes:
+        return
+    named = "; ".join(f"block {b} ({plan.box(b)})" for b in holes[:NAMED_HOLES])
+    raise StoreError(
+        f"Expected {plan.blocks} predicted blocks, but {len(holes)} are missing or damaged: "
+        f"{named}{'; ...' if len(holes) > NAMED_HOLES else ''}. Their files were probably deleted "
+        f"or truncated after they were written; run again with --forcerun predict, which does "
+        f"only these."
+    )
+
+
+def publish(group: Path, place: Workspace) -> None:
+    """Put a finished store in the place of the result, by renaming."""
+    replaced = place.root / "work" / f"replaced-{os.getpid()}"
+    if place.result.exists():
+        place.result.rename(replaced)
+    group.rename(place.result)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+class _Builder:
+    """Makes the parts of the result in its group, each resumed where it was."""
+
+    def __init__(
+        self, place: Workspace, plan: Plan, group: Path, client: cluster.Client, in_flight: int
+    ) -> None:
+        self._place, self._plan, self._group = place, plan, group
+        self._client, self._in_flight = client, in_flight
+        size = plan.image.pixel_size
+        spacing = (size.get("z", size.get("x", 1.0)), size.get("y", 1.0), size.get("x", 1.0))
+        self._levels = pyramid(plan.image.shape, spacing)
+
+    def image(self) -> None:
+        """The image, its smaller levels and its description."""
+        image = self._plan.image
+        axes = "".join(axis for axis in ORDER if axis in image.axes)
+        channels = len(image.channel_names)
+        if image.copied:
+            link_tree(Path(image.store) / image.array, self._group / "0")
+        else:
+            block = image_block(image.shape)
+            job = ImageJob(self._title("copy"), image, str(self._group), axes, block)
+            layout = image_layout(axes, image.shape, channels, image.dtype, block)
+            self._finish(job, self._group, 0, layout)
+        self._pyramid(self._group, axes, channels, image.dtype, "mean")
+        described = ome.multiscales(self._place.name, axes, image.pixel_size, self._levels, "mean")
+        shown = ome.with_channels(described, image.channel_names, image.span)
+        store.write_attributes(self._group, shown)
+
+    def mask(self, threshold: float, probabilities: Path) -> None:
+        """The mask, its smaller levels and what its values mean."""
+        plan, group = self._plan, self._group / MASK
+        layout = plan.mask()
+        job = MaskJob(self._title("mask"), plan, threshold, str(probabilities), str(group))
+        self._finish(job, group, 0, layout)
+        self._pyramid(group, layout.axes, 1, layout.dtype, "mode")
+        described = ome.multiscales(
+            MASK.name, layout.axes, plan.image.pixel_size, self._levels, "mode"
+        )
+        store.write_attributes(group, ome.with_label(described, plan.classes))
+        store.write_attributes(group.parent, ome.label_list([MASK.name]))
+
+    def _pyramid(self, group: Path, axes: str, channels: int, dtype: str, kind: str) -> None:
+        shape = self._plan.image.shape
+        for level, (above, here) in enumerate(pairwise(self._levels), start=1):
+            smaller = tuple(-(-n // f) for n, f in zip(shape, here, strict=True))
+            block = image_block(smaller)
+            factors = tuple(b // a for a, b in zip(above, here, strict=True))
+            title = self._title(f"{kind} level {level}")
+            job = LevelJob(title, str(group), level, axes, block, factors, kind)
+            self._finish(job, group, level, image_layout(axes, smaller, channels, dtype, block))
+
+    def _finish(self, job: cluster.Job, group: Path, level: int, layout: Layout) -> None:
+        pixels = store.create(group, str(level), layout)
+        t, _, *zyx = layout.shard
+        block = (t, *zyx)
+        ledger = self._group.parent / "ledgers" / group.name / str(level)
+        target = Target(pixels, block, ledger)
+        blocks = range(store.block_count(pixels.grid_shape, block))
+        size = math.prod(pixels.grid_shape)
+        finish(self._client, job, target, blocks, "stitch", self._in_flight, size)
+
+    def _title(self, what: str) -> str:
+        return f"{what} {self._place.name} {self._plan.fingerprint}"
+
+
+def link_tree(source: Path, target: Path) -> None:
+    """Hard links to the files of a store, or copies where the file system knows no links."""
+
+    def link(file: str, copy: str) -> None:
+        if Path(copy).exists():
+            return
+        try:
+            os.link(file, copy)
+        except OSError:
+            shutil.copyfile(file, copy)
+
+    shutil.copytree(source, target, copy_function=link, dirs_exist_ok=True)
+
+
+def _is_published(place: Workspace, run: str) -> bool:
+    """Whether the result that is there is already the one of this run."""
+    return bool(store.read_attributes(place.result).get("unet", {}).get("run") == run)

@@ -1,0 +1,159 @@
+"""Zarr stores: how pixels are created, read and written. The only module that writes Zarr.
+
+Why whole shards: Zarr has no partial shard write, so two writers inside one shard lose pixels. A
+block is one shard of its store and one task owns it; then no lock is needed and the bytes do not
+depend on the order. Why checksums: a shard's index has a checksum but its payload does not unless
+asked; with `Crc32cCodec` a flipped bit is an error. Why empty chunks are written: a shard that was
+left out because it holds only zeros could not be told from a hole.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
+
+from unet.errors import StoreError
+from unet.geometry import Box, Sizes, block_box, grid
+from unet.layout import Layout
+from unet.sources.base import GRID, ORDER
+
+
+class Pixels:
+    """An open array, read and written as (t, c, z, y, x) whatever axes it has.
+
+    axes      the array's axes in its own order
+    channels  the channels to read, in this order; None for all
+    """
+
+    def __init__(self, array: zarr.Array[Any], axes: str, channels: Sizes | None = None) -> None:
+        if len(axes) != array.ndim:
+            raise StoreError(
+                f"Expected {array.store_path} to have the axes {axes!r}, but it has "
+                f"{array.ndim} dimensions. It was changed since the run began: start it again."
+            )
+        self.array = array
+        self.axes = axes
+        self.channels = channels
+
+    @property
+    def grid_shape(self) -> Sizes:
+        """(t, z, y, x), 1 where the array has no such axis."""
+        sizes = dict(zip(self.axes, self.array.shape, strict=True))
+        return tuple(sizes.get(axis, 1) for axis in GRID)
+
+    def read(self, box: Box) -> NDArray[np.generic]:
+        """The pixels of `box` on (t, z, y, x), as (t, c, z, y, x).
+
+        Raises StoreError where a chunk is damaged.
+        """
+        where = dict(zip(GRID, box.slices, strict=True))
+        if self.channels is not None:
+            where["c"] = slice(min(self.channels), max(self.channels) + 1)
+        index = tuple(where.get(axis, slice(None)) for axis in self.axes)
+        try:
+            values = np.asarray(self.array[index])
+        except (ValueError, OSError, RuntimeError) as error:
+            raise StoreError(
+                f"Expected readable chunks in {self.array.store_path}, at (t, z, y, x) = "
+                f"{box}, but one is damaged: {error}. Restore the file from a copy, or delete it "
+                f"and run its stage again."
+            ) from error
+        order = [self.axes.index(axis) for axis in ORDER if axis in self.axes]
+        values = values.transpose(order)
+        present = iter(values.shape)
+        values = values.reshape([next(present) if axis in self.axes else 1 for axis in ORDER])
+        if self.channels is None or len(self.channels) == values.shape[1]:
+            return values
+        return values[:, [c - min(self.channels) for c in self.channels]]
+
+    def write(self, box: Box, values: NDArray[np.generic]) -> None:
+        """Store `values` (t, c, z, y, x) at `box`, which is whole shards of this array."""
+        where = dict(zip(GRID, box.slices, strict=True))
+        index = tuple(where.get(axis, slice(None)) for axis in self.axes)
+        shape = [n for n, axis in zip(values.shape, ORDER, strict=True) if axis in self.axes]
+        with zarr.config.set({"array.write_empty_chunks": True}):
+            self.array[index] = values.reshape(shape)
+
+    def shard_file(self, index: int, block: Sizes) -> Path:
+        """The file that holds block `index` of an array written by this project."""
+        start = dict(zip(GRID, block_box(index, self.grid_shape, block).start, strict=True))
+        step = dict(zip(GRID, block, strict=True))
+        position = tuple(start[a] // step[a] if a in step else 0 for a in self.axes)
+        return Path(str(self.array.store.root), self.array.path, self._key(position))  # type: ignore[attr-defined]
+
+    def _key(self, position: Sizes) -> str:
+        return self.array.metadata.encode_chunk_key(position)
+
+
+def create(group: Path, name: str, layout: Layout) -> Pixels:
+    """Make the empty array `name` of a group, or open it where it is already as it should be.
+
+    Raises StoreError where another array is in its place.
+    """
+    path = group / name
+    if not (path / "zarr.json").exists():
+        zarr.create_array(
+            path,
+            shape=layout.on_disk(layout.shape),
+            dtype=layout.dtype,
+            chunks=layout.on_disk(layout.chunk),
+            shards=layout.on_disk(layout.shard),
+            compressors=_codecs(np.dtype(layout.dtype)),
+            dimension_names=list(layout.axes),
+            fill_value=0,
+            zarr_format=3,
+        )
+    pixels = open_pixels(path, "", layout.axes)
+    found = (pixels.array.shape, str(pixels.array.dtype), pixels.array.shards)
+    wanted = (layout.on_disk(layout.shape), layout.dtype, layout.on_disk(layout.shard))
+    if found != wanted:
+        raise StoreError(
+            f"Expected at {path} an array of shape, dtype and shards {wanted}, got {found}: a "
+            f"store of another run. Move it away, or choose another name for this image."
+        )
+    return pixels
+
+
+def open_pixels(
+    store: Path, array: str, axes: str, channels: Sizes | None = None, mode: str = "r+"
+) -> Pixels:
+    """Open an existing array, of Zarr v2 or v3. Raises StoreError where there is none."""
+    try:
+        opened = zarr.open_array(store / array, mode=cast(Any, mode))
+    except (FileNotFoundError, ValueError, KeyError) as error:
+        raise StoreError(
+            f"Expected a Zarr array at {store / array}, and found none ({error}). It was moved or "
+            f"deleted since its stage ended: run that stage again with --forcerun."
+        ) from error
+    return Pixels(opened, axes, channels)
+
+
+def write_attributes(group: Path, attributes: dict[str, Any]) -> None:
+    """Make `group` a Zarr v3 group with these attributes, over the ones it has."""
+    zarr.open_group(group, mode="a", zarr_format=3).update_attributes(attributes)
+
+
+def read_attributes(group: Path) -> dict[str, Any]:
+    """The attributes of a group; none where there is no group."""
+    try:
+        return dict(zarr.open_group(group, mode="r").attrs)
+    except (FileNotFoundError, ValueError):
+        return {}
+
+
+def block_count(shape: Sizes, block: Sizes) -> int:
+    """How many blocks an image has."""
+    return int(np.prod(grid(shape, block)))
+
+
+def _codecs(dtype: np.dtype) -> list[Any]:
+    """Integers compress well and read everywhere as zstd; floats need speed and a byte shuffle."""
+    if dtype.kind == "f":
+        fast = BloscCodec(cname="lz4", clevel=1, shuffle="shuffle", typesize=dtype.itemsize)
+        return [fast, Crc32cCodec()]
+    return [ZstdCodec(level=1), Crc32cCodec()]
