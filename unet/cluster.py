@@ -35,11 +35,13 @@ from distributed import (
 )
 
 from unet.errors import RunError, UserError
+from unet.plan import BLOCKS_A_WORKER
 
 log = logging.getLogger(__name__)
 
 RETRIES = 2
 MOST_WORKERS = 256
+CORES_A_NETWORK = 8  # convolutions gain little from more
 SECONDS_BETWEEN_LINES = 5.0
 
 
@@ -73,14 +75,28 @@ class Machines:
     threads: int
     cores_a_worker: int = 1
 
+    @classmethod
+    def for_data(cls, address: str | None, cores: int) -> Machines:
+        """For stages that move pixels: a process a core, each with a block to wait for."""
+        return cls(address, (), cores, threads=2)
+
+    @classmethod
+    def for_network(cls, address: str | None, devices: tuple[str, ...], cores: int) -> Machines:
+        """For the network: a process a GPU, or one for every 8 cores that convolve together."""
+        return cls(address, devices, cores, BLOCKS_A_WORKER, min(cores, CORES_A_NETWORK))
+
+    @property
+    def workers(self) -> int:
+        """How many workers this job starts, if it starts its own."""
+        return len(self.devices) or max(1, self.cores // self.cores_a_worker)
+
     @property
     def in_flight(self) -> int:
         """Blocks handed out at once: what the workers have in hand, and as many waiting.
 
         With an address the number of workers is not known here and may change.
         """
-        workers = len(self.devices) or max(1, self.cores // self.cores_a_worker)
-        return 2 * self.threads * (MOST_WORKERS if self.address else workers)
+        return 2 * self.threads * (MOST_WORKERS if self.address else self.workers)
 
 
 class Station(WorkerPlugin):
@@ -228,7 +244,7 @@ def _local_cluster(machines: Machines) -> LocalCluster | SpecCluster:
         }
         return SpecCluster(workers=workers, scheduler=scheduler)
     return LocalCluster(
-        n_workers=max(1, machines.cores // machines.cores_a_worker),
+        n_workers=machines.workers,
         threads_per_worker=machines.threads,
         processes=True,
         host="127.0.0.1",

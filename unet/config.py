@@ -134,13 +134,14 @@ def _with_defaults(value: Any, schema: Mapping[str, Any]) -> Any:
 
 def _sentence(error: ValidationError) -> str:
     key = error.json_path.removeprefix("$").removeprefix(".") or "the configuration"
+    schema = error.schema if isinstance(error.schema, Mapping) else {}
     if error.validator == "additionalProperties" and isinstance(error.instance, Mapping):
-        known = list(error.schema["properties"])
+        known = list(schema["properties"])
         unknown = [name for name in error.instance if name not in known]
         near = get_close_matches(str(unknown[0]), known, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}."
         return f"{key}: unknown key {unknown[0]!r}{hint}"
-    said = error.schema.get("description", "")
+    said = schema.get("description", "")
     return f"{key}: {error.message}. Expected: {said}" if said else f"{key}: {error.message}"
 
 

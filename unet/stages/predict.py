@@ -43,7 +43,7 @@ class PredictJob:
     """Predict the blocks of one image.
 
     store    group of the probabilities
-    device   "cuda", or "cpu"
+    device   "gpu", "cpu", or "auto": a GPU where the worker sees one
     threads  of torch, on a CPU
     """
 
@@ -88,7 +88,7 @@ class PredictJob:
             spec.architecture.dims,
             plan.offset,
             plan.scale,
-            self.device,
+            self._torch_device(),
             plan.precision,
         )
         return WindowRunner(
@@ -96,18 +96,28 @@ class PredictJob:
         )
 
 
+    def _torch_device(self) -> str:
+        """The worker's device; its GPU is the first that it sees, since others are hidden."""
+        there = torch.cuda.is_available()
+        if self.device == "gpu" and not there:
+            raise DeviceError(
+                "Expected every worker to see a GPU, as asked for, but one sees none. Check the "
+                "driver and CUDA_VISIBLE_DEVICES of the workers, or set `device: cpu`."
+            )
+        return "cuda" if there and self.device != "cpu" else "cpu"
+
+
 def run(place: Workspace, slab: int, slabs: int, machines: cluster.Machines, device: str) -> None:
     """Predict slab number `slab` of `slabs`, and write its manifest."""
     plan = read_plan(place)
     target = probabilities(plan, place)
     blocks = slab_range(slab, slabs, plan.blocks)
-    workers = max(1, machines.cores // machines.cores_a_worker)
     job = PredictJob(
         name=f"predict {place.name} {slab + 1}/{slabs} {plan.fingerprint}",
         plan=plan,
         store=str(probabilities_group(plan, place)),
         device=device,
-        threads=max(1, machines.cores // workers),
+        threads=max(1, machines.cores // machines.workers),
     )
     pixels = math.prod(plan.image.shape) * len(blocks) // plan.blocks
     writer = f"slab-{slab + 1}-of-{slabs}"

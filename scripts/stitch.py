@@ -1,0 +1,16 @@
+"""Adapter from the rule `stitch` to `unet.stages.stitch`."""
+
+from pathlib import Path
+
+from unet.cluster import Machines, scheduler_address
+from unet.console import told
+from unet.stages import stitch
+from unet.workspace import Workspace
+
+if __name__ == "__main__":
+    with told(snakemake.log[0]):
+        stitch.run(
+            Workspace(Path(snakemake.output[0]).parent),
+            stitch.Choice(snakemake.params.threshold, snakemake.params.image),
+            Machines.for_data(scheduler_address(snakemake.params.scheduler), snakemake.threads),
+        )

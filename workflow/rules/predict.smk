@@ -1,0 +1,18 @@
+rule predict:
+    input:
+        "results/{image}/split.json",
+    output:
+        "results/{image}/predict/{scatteritem}.json",
+    log:
+        "logs/{image}/predict-{scatteritem}.log",
+    benchmark:
+        "benchmarks/{image}/predict-{scatteritem}.tsv"
+    threads: machine_cores()
+    resources:
+        gpu=0,
+    params:
+        device=CONFIG.device,
+        scheduler=CONFIG.scheduler,
+        version=VERSION,
+    script:
+        "../../scripts/predict.py"

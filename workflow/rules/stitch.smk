@@ -1,0 +1,18 @@
+rule stitch:
+    input:
+        split="results/{image}/split.json",
+        slabs=gather.slab("results/{{image}}/predict/{scatteritem}.json"),
+    output:
+        "results/{image}/stitch.json",
+    log:
+        "logs/{image}/stitch.log",
+    benchmark:
+        "benchmarks/{image}/stitch.tsv"
+    threads: machine_cores()
+    params:
+        threshold=CONFIG.threshold,
+        image=CONFIG.with_image,
+        scheduler=CONFIG.scheduler,
+        version=VERSION,
+    script:
+        "../../scripts/stitch.py"
