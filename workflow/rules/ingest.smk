@@ -7,6 +7,8 @@ rule ingest:
         "logs/{image}/ingest.log",
     benchmark:
         "benchmarks/{image}/ingest.tsv"
+    conda:
+        "../../environment.yml"
     threads: machine_cores()
     params:
         source=source_spec,

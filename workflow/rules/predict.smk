@@ -7,6 +7,8 @@ rule predict:
         "logs/{image}/predict-{scatteritem}.log",
     benchmark:
         "benchmarks/{image}/predict-{scatteritem}.tsv"
+    conda:
+        "../../environment.yml"
     threads: machine_cores()
     resources:
         gpu=0,

@@ -8,6 +8,8 @@ rule split:
         "logs/{image}/split.log",
     benchmark:
         "benchmarks/{image}/split.tsv"
+    conda:
+        "../../environment.yml"
     params:
         model=model_of,
         request=asdict(CONFIG.request),

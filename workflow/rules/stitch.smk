@@ -8,6 +8,8 @@ rule stitch:
         "logs/{image}/stitch.log",
     benchmark:
         "benchmarks/{image}/stitch.tsv"
+    conda:
+        "../../environment.yml"
     threads: machine_cores()
     params:
         threshold=CONFIG.threshold,
