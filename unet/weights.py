@@ -59,7 +59,7 @@ def save_model(folder: Path, network: UNet, description: dict[str, Any]) -> Mode
     folder.mkdir(parents=True, exist_ok=True)
     weights = folder / "weights.safetensors"
     tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
-    safetensors.torch.save_file(tensors, weights)
+    weights.write_bytes(safetensors.torch.save(tensors))  # save_file would make it private
     described = {
         **description,
         "network": {

@@ -1,0 +1,81 @@
+"""Running the stages of one image as the workflow does, or block by block in this process."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unet import store
+from unet.cluster import Machines
+from unet.layout import image_block, image_layout
+from unet.model_folder import ModelSpec
+from unet.plan import ImageRef, Plan, Request, make_plan
+from unet.sources.base import ORDER
+from unet.stages import stitch
+from unet.stages.predict import PredictJob
+from unet.statistics import summarise
+from unet.workspace import Workspace, probabilities, probabilities_group
+
+GENEROUS = 8 * 10**9
+ONE_CORE = Machines.for_data(None, 1)
+
+
+def stored(image: NDArray[np.generic], axes: str, folder: Path) -> ImageRef:
+    """Write an image (axes a part of "tczyx" in this order) to a Zarr store."""
+    sizes = dict(zip(axes, image.shape, strict=True))
+    shape = tuple(sizes.get(axis, 1) for axis in "tzyx")
+    channels = sizes.get("c", 1)
+    layout = image_layout(axes, shape, channels, str(image.dtype), image_block(shape))
+    store.create(folder / "image.ome.zarr", "0", layout).array[...] = image
+    return ImageRef(
+        store=str(folder / "image.ome.zarr"),
+        copied=True,
+        array="0",
+        axes=axes,
+        channels=None,
+        shape=shape,
+        dtype=str(image.dtype),
+        channel_names=tuple(map(str, range(channels))),
+        pixel_size={},
+        digest="of the test",
+    )
+
+
+def planned(
+    image: NDArray[np.generic], axes: str, model: ModelSpec, folder: Path, **request: object
+) -> Plan:
+    """The plan of an image in memory, with the statistics of the whole image."""
+    ref = stored(image, axes, folder)
+    channels = image if "c" not in axes else np.moveaxis(image, axes.index("c"), 0)
+    channels = channels if "c" in axes else channels[np.newaxis]
+    summaries = summarise(channels, model.normalisation.percentiles)
+    offset, scale = model.normalisation.affine(summaries)
+    return make_plan(
+        image=ref,
+        architecture=model.architecture,
+        model=(str(model.folder), model.fingerprint),
+        affine=(tuple(offset), tuple(scale)),
+        classes=model.classes,
+        request=replace(Request(memory=GENEROUS), **request),
+        slabs=1,
+    )
+
+
+def predicted_serially(
+    plan: Plan, place: Workspace, blocks: list[int] | None = None
+) -> NDArray[np.float32]:
+    """Predict block after block in this process, and read all probabilities (t, c, z, y, x)."""
+    target = probabilities(plan, place)
+    group = str(probabilities_group(plan, place))
+    do = PredictJob("serial", plan, group, "cpu", threads=2).open()
+    for block in range(plan.blocks) if blocks is None else blocks:
+        do(block)
+    whole = target.pixels.array[...]
+    sizes = iter(whole.shape)
+    return whole.reshape([next(sizes) if axis in plan.axes else 1 for axis in ORDER])
+
+
+def mask_of(place: Workspace) -> NDArray[np.uint8]:
+    """The mask of a finished image, in its own axes."""
+    return store.open_pixels(place.result / stitch.MASK, "0", "".join(["?"]), mode="r").array[...]
