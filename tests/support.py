@@ -11,13 +11,14 @@ from unet.cluster import Machines
 from unet.layout import image_block, image_layout
 from unet.model_folder import ModelSpec
 from unet.plan import ImageRef, Plan, Request, make_plan
-from unet.sources.base import ORDER
-from unet.stages import stitch
+from unet.sources.base import ORDER, SourceSpec
+from unet.stages import ingest, predict, split, stitch
 from unet.stages.predict import PredictJob
 from unet.statistics import summarise
 from unet.workspace import Workspace, probabilities, probabilities_group
 
 GENEROUS = 8 * 10**9
+EVERYTHING = stitch.Choice()
 ONE_CORE = Machines.for_data(None, 1)
 
 
@@ -76,6 +77,18 @@ def predicted_serially(
     return whole.reshape([next(sizes) if axis in plan.axes else 1 for axis in ORDER])
 
 
-def mask_of(place: Workspace) -> NDArray[np.uint8]:
-    """The mask of a finished image, in its own axes."""
-    return store.open_pixels(place.result / stitch.MASK, "0", "".join(["?"]), mode="r").array[...]
+def run_stages(
+    source: SourceSpec,
+    model: ModelSpec,
+    place: Workspace,
+    slabs: int = 1,
+    choice: stitch.Choice = EVERYTHING,
+    **request: object,
+) -> Plan:
+    """All four stages on real Dask workers, as the scripts call them."""
+    ingest.run(source, place, ONE_CORE)
+    plan = split.run(place, str(model.folder), replace(Request(memory=GENEROUS), **request), slabs)
+    for slab in range(slabs):
+        predict.run(place, slab, slabs, ONE_CORE, "cpu")
+    stitch.run(place, choice, ONE_CORE)
+    return plan

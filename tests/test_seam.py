@@ -3,15 +3,15 @@
 import numpy as np
 import pytest
 import torch
+from conftest import picture
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import planned, predicted_serially
 
 import unet
-from conftest import picture
-from support import planned, predicted_serially
+from unet.decision import decide
 from unet.inference import Inference, WindowRunner
 from unet.plan import lattice
-from unet.stages.stitch import decide
 from unet.workspace import Workspace
 
 PAPER = {"width": 4, "depth": 4}

@@ -10,7 +10,6 @@ several blocks at a time: while one computes, another is read and a third is wri
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import threading
@@ -20,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Protocol
+from uuid import uuid4
 
 from distributed import Client as Client  # the one name of it that other modules use
 from distributed import (
@@ -34,7 +34,7 @@ from distributed import (
     get_worker,
 )
 
-from unet.errors import RunError, UserError
+from unet.errors import RunError, UserError, to_user_error
 from unet.plan import BLOCKS_A_WORKER
 
 log = logging.getLogger(__name__)
@@ -43,6 +43,8 @@ RETRIES = 2
 MOST_WORKERS = 256
 CORES_A_NETWORK = 8  # convolutions gain little from more
 SECONDS_BETWEEN_LINES = 5.0
+# Dask serves a status page even so; of any free port, since 8787 may be another run's.
+NO_DASHBOARD = {"dashboard": False, "dashboard_address": "127.0.0.1:0"}
 
 
 class Job(Protocol):
@@ -50,7 +52,7 @@ class Job(Protocol):
 
     @property
     def name(self) -> str:
-        """Unique among all jobs that may share a scheduler."""
+        """What its progress lines call it."""
         ...
 
     def open(self) -> Callable[[int], Any]:
@@ -104,7 +106,8 @@ class Station(WorkerPlugin):
 
     def __init__(self, job: Job) -> None:
         self.job = job
-        self.name = job.name
+        # Two runs that share a scheduler may have images of the same name.
+        self.name = f"{job.name} {uuid4().hex}"
 
     def setup(self, worker: Worker) -> None:
         """Called by Dask on every worker, also on those that come later."""
@@ -141,7 +144,7 @@ def run(
     """Do all `blocks` in any order, at most `in_flight` at a time; `done` hears each result.
 
     A block that fails is tried again RETRIES times; then the others still finish, and RunError
-    names it. A full disk ends the run at once.
+    names it. A UserError or a full disk ends the run at once.
     """
     station = Station(job)
     client.register_plugin(station, name=station.name)
@@ -150,7 +153,7 @@ def run(
 
     def submit(block: int) -> Future[Any]:
         return client.submit(
-            _do, job.name, block, key=f"{job.name}-{block}", pure=False, retries=RETRIES
+            _do, station.name, block, key=f"{station.name}-{block}", pure=False, retries=RETRIES
         )
 
     try:
@@ -160,11 +163,12 @@ def run(
         finished = as_completed([future for _, future in running.values()])
         for future in finished:
             block, _ = running.pop(future.key)
-            if future.status == "finished":
-                done(block, future.result())
-            else:
+            if future.status != "finished":
                 failed[block] = future.exception()
-                _stop_if_hopeless(failed[block])
+            elif isinstance(result := future.result(), _Hopeless):
+                raise result.error
+            else:
+                done(block, result)
             for following in islice(blocks, 1):
                 added = submit(following)
                 running[added.key] = (following, added)
@@ -207,27 +211,32 @@ class Progress:
         )
 
 
-def _do(job_name: str, block: int) -> Any:
-    station: Station = get_worker().plugins[job_name]  # type: ignore[assignment]
-    return station.do(block)
+@dataclass(frozen=True)
+class _Hopeless:
+    """The result of a block that no other try and no other block would fare better than.
+
+    Returned and not raised, since Dask tries again what is raised, and shows its traceback.
+    """
+
+    error: UserError
 
 
-def _stop_if_hopeless(error: BaseException) -> None:
-    """No other block will fare better: the disk is full, or the cause is the user's to mend."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        raise RunError(
-            f"Expected room on the disk, but it is full: {error}. What was done is kept: make "
-            f"room and run again."
-        ) from error
-    if isinstance(error, UserError):
-        raise error
+def _do(station_name: str, block: int) -> Any:
+    station: Station = get_worker().plugins[station_name]  # type: ignore[assignment]
+    try:
+        return station.do(block)
+    except Exception as error:
+        told_as = to_user_error(error)
+        if told_as is None:
+            raise
+        return _Hopeless(told_as)
 
 
 def _local_cluster(machines: Machines) -> LocalCluster | SpecCluster:
     if machines.devices:
         scheduler = {
             "cls": Scheduler,
-            "options": {"dashboard": False, "host": "127.0.0.1", "port": 0},
+            "options": {"host": "127.0.0.1", "port": 0, **NO_DASHBOARD},
         }
         workers = {
             device: {
@@ -248,8 +257,8 @@ def _local_cluster(machines: Machines) -> LocalCluster | SpecCluster:
         threads_per_worker=machines.threads,
         processes=True,
         host="127.0.0.1",
-        dashboard_address=None,
         memory_limit=None,
+        scheduler_kwargs=NO_DASHBOARD,
     )
 
 

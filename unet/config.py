@@ -6,6 +6,7 @@ a rule that reads a dictionary can only fail late. Nothing here opens an image.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import Any
 
 import yaml
 from jsonschema import Draft202012Validator, ValidationError
+from jsonschema.validators import extend
 
 from unet.errors import ConfigError, UserError
 from unet.model_folder import find_model
@@ -23,6 +25,15 @@ from unet.sources import source_files
 from unet.sources.base import SourceSpec
 
 GIGABYTE = 10**9
+
+# YAML can say .nan and .inf, which compare with no limit.
+JSON_TYPES = Draft202012Validator.TYPE_CHECKER
+Validator = extend(  # type: ignore[no-untyped-call]
+    Draft202012Validator,
+    type_checker=JSON_TYPES.redefine(
+        "number", lambda _, value: JSON_TYPES.is_type(value, "number") and math.isfinite(value)
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -55,7 +66,7 @@ def read_config(raw: Mapping[str, Any], schema_file: Path, made: Collection[str]
     Raises ConfigError that names the key.
     """
     schema = yaml.safe_load(schema_file.read_text(encoding="utf-8"))
-    errors = sorted(Draft202012Validator(schema).iter_errors(raw), key=lambda e: e.json_path)
+    errors = sorted(Validator(schema).iter_errors(raw), key=lambda e: e.json_path)
     if errors:
         raise ConfigError("; ".join(_sentence(error) for error in errors[:5]))
     filled = _with_defaults(raw, schema)
@@ -125,6 +136,7 @@ def _with_defaults(value: Any, schema: Mapping[str, Any]) -> Any:
         named = {
             key: _with_defaults(value.get(key, of_key.get("default")), of_key)
             for key, of_key in properties.items()
+            if key in value or "default" in of_key
         }
         return {**value, **named}
     if isinstance(value, list) and "items" in schema:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from unet.errors import UserError
+from unet.errors import to_user_error
 
 FORMAT = "%(asctime)s %(message)s"
 
@@ -16,8 +16,8 @@ FORMAT = "%(asctime)s %(message)s"
 def told(log_file: str) -> Iterator[None]:
     """Send this project's messages to the terminal and to `log_file`.
 
-    A UserError ends the process with its sentence and exit status 1; any other exception is a bug
-    and keeps its traceback, which goes to the file too.
+    A UserError, or a full disk, ends the process with its sentence and exit status 1; any other
+    exception is a bug and keeps its traceback, which goes to the file too.
     """
     handlers: list[logging.Handler] = [
         logging.StreamHandler(sys.stderr),
@@ -27,15 +27,17 @@ def told(log_file: str) -> Iterator[None]:
         handler.setFormatter(logging.Formatter(FORMAT, datefmt="%H:%M:%S"))
     log = logging.getLogger("unet")
     log.setLevel(logging.INFO)
-    log.handlers[:] = handlers
+    before, log.handlers[:] = log.handlers[:], handlers
     try:
         yield
-    except UserError as error:
-        log.error("%s: %s", type(error).__name__, error)
+    except BaseException as error:
+        told_as = to_user_error(error)
+        if told_as is None:
+            log.exception("The stage ended with an error that is not the input's:")
+            raise
+        log.error("%s: %s", type(told_as).__name__, told_as)
         raise SystemExit(1) from None
-    except BaseException:
-        log.exception("The stage ended with an error that is not the input's:")
-        raise
     finally:
+        log.handlers[:] = before
         for handler in handlers:
             handler.close()

@@ -5,6 +5,10 @@ the input, the configuration or the machine; every other exception is a bug here
 traceback. A message says what was expected, what was found, the likely cause and what to do.
 """
 
+from __future__ import annotations
+
+import errno
+
 
 class UserError(Exception):
     """Base of everything whose cause a user can mend."""
@@ -36,3 +40,15 @@ class RunError(UserError, RuntimeError):
 
 class StoreError(UserError, OSError):
     """A store holds something else than the plan says: a hole, a foreign or a damaged shard."""
+
+
+def to_user_error(error: BaseException) -> UserError | None:
+    """What to tell the user, where the cause is theirs to mend: also a full disk is. Else None."""
+    if isinstance(error, UserError):
+        return error
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return RunError(
+            f"Expected room on the disk, but it is full: {error}. What was done is kept: make "
+            f"room and run again."
+        )
+    return None

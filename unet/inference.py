@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from unet.architecture import Architecture
+from unet.decision import with_background
 from unet.errors import DeviceError, ModelError
 from unet.geometry import Box, Halo, Sizes, cores, grid, read_mirrored, round_up
 from unet.model import CHANNELS_LAST, UNet
@@ -71,12 +72,9 @@ class Inference:
         x = x.sub_(self._offset).mul_(self._scale)
         x = x.to(self._dtype).contiguous(memory_format=self._layout)
         logits = self._network(x).to(torch.float32)  #                   (B, K, [Z',] Y', X')
-        if logits.shape[1] == 2:
-            # The softmax of two classes is a sigmoid of their difference.
-            foreground = torch.sigmoid(logits[:, 1:] - logits[:, :1])
-        else:
-            foreground = torch.softmax(logits, dim=1)[:, 1:]
-        result: NDArray[np.float32] = foreground.cpu().numpy()
+        if logits.is_cpu:
+            return foreground(logits.numpy())
+        result: NDArray[np.float32] = torch.softmax(logits, dim=1)[:, 1:].cpu().numpy()
         return result
 
     def _tensor(self, window: NDArray[np.generic]) -> Tensor:
@@ -95,6 +93,27 @@ def centre(found: NDArray[np.float32], core: Sizes, kept: Sizes) -> NDArray[np.f
     cut = [(n - c) // 2 for n, c in zip(spatial, core[-len(spatial) :], strict=True)]
     index = [slice(a, a + k) for a, k in zip(cut, kept[-len(spatial) :], strict=True)]
     return found[(slice(None), *index)].reshape(1, found.shape[0], *kept[1:])
+
+
+def foreground(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The softmax of logits (B, K, ...) without its first class: (B, K - 1, ...).
+
+    Why not torch's: on a CPU it computes the values at the end of each thread's share by another
+    exponential, so that a pixel's last bit would depend on where in its window it lies.
+    """
+    per_class = [np.ascontiguousarray(logits[:, k]) for k in range(logits.shape[1])]
+    highest = per_class[0].copy()
+    for values in per_class[1:]:
+        np.maximum(highest, values, out=highest)
+    for values in per_class:
+        np.exp(np.subtract(values, highest, out=values), out=values)
+    total = per_class[0].copy()
+    for values in per_class[1:]:
+        total += values
+    result = np.empty((logits.shape[0], logits.shape[1] - 1, *logits.shape[2:]), np.float32)
+    for k, values in enumerate(per_class[1:]):
+        np.divide(values, total, out=result[:, k])
+    return result
 
 
 class WindowRunner:
@@ -207,8 +226,7 @@ def predict(
         window = read_mirrored(lambda b: pixels[_with_channels(b)], core.grow(halo), grid_shape)
         (output,) = inference.probabilities([window])
         found[_with_channels(box)] = centre(output, core.shape, box.shape)
-    background = 1 - found.sum(axis=1, keepdims=True)
-    result = np.moveaxis(np.concatenate([background, found], axis=1), 1, 0)
+    result = np.moveaxis(with_background(found), 1, 0)
     return result.reshape([-1, *(image.shape[axes.index(a)] for a in GRID if a in axes)])
 
 

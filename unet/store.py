@@ -76,8 +76,7 @@ class Pixels:
         where = dict(zip(GRID, box.slices, strict=True))
         index = tuple(where.get(axis, slice(None)) for axis in self.axes)
         shape = [n for n, axis in zip(values.shape, ORDER, strict=True) if axis in self.axes]
-        with zarr.config.set({"array.write_empty_chunks": True}):
-            self.array[index] = values.reshape(shape)
+        self.array[index] = values.reshape(shape)
 
     def shard_file(self, index: int, block: Sizes) -> Path:
         """The file that holds block `index` of an array written by this project."""
@@ -130,7 +129,7 @@ def open_pixels(
             f"Expected a Zarr array at {store / array}, and found none ({error}). It was moved or "
             f"deleted since its stage ended: run that stage again with --forcerun."
         ) from error
-    return Pixels(opened, axes, channels)
+    return Pixels(opened.with_config({"write_empty_chunks": True}), axes, channels)
 
 
 def write_attributes(group: Path, attributes: dict[str, Any]) -> None:

@@ -95,7 +95,6 @@ class PredictJob:
             inference, plan.stride, plan.halo, plan.core, plan.batch, len(plan.classes)
         )
 
-
     def _torch_device(self) -> str:
         """The worker's device; its GPU is the first that it sees, since others are hidden."""
         there = torch.cuda.is_available()

@@ -14,12 +14,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from unet import cluster, ome, store
+from unet.decision import decide
 from unet.errors import ConfigError, StoreError
 from unet.geometry import Sizes, block_box
 from unet.layout import Layout, image_block, image_layout, pyramid
@@ -103,20 +100,6 @@ class ImageJob:
             return target.shard_file(block, self.block).stat().st_size
 
         return copy
-
-
-def decide(foreground: NDArray[Any], threshold: float) -> NDArray[np.uint8]:
-    """The class of each pixel, (t, 1, z, y, x), from its foreground probabilities (t, c, z, y, x).
-
-    Two classes: 1 above the threshold. More: the most probable; the background's probability is
-    what the others lack to 1, and of equal ones the first class wins.
-    """
-    if foreground.shape[1] == 1:
-        return (foreground > threshold).astype(np.uint8)
-    background = 1 - foreground.sum(axis=1, keepdims=True)
-    every = np.concatenate([background, foreground], axis=1)
-    classes: NDArray[np.uint8] = every.argmax(axis=1).astype(np.uint8)
-    return classes[:, np.newaxis]
 
 
 def run(place: Workspace, choice: Choice, machines: cluster.Machines) -> None:

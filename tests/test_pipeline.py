@@ -1,0 +1,277 @@
+"""The four stages on real Dask workers: same bytes for any slabs, order and interruption."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+import yaml
+import zarr
+from conftest import REPOSITORY, files_in, picture
+from ome_zarr_models.v05 import Image, ImageLabel, Labels
+from support import ONE_CORE, run_stages
+
+import unet
+from unet import cluster
+from unet.errors import RunError, StoreError
+from unet.ledger import recorded
+from unet.sources.base import SourceSpec
+from unet.stages import predict, split, stitch
+from unet.workspace import Workspace, probabilities
+
+CUT = {"shard": (64, 64), "chunk": (32, 32), "core": (32, 64)}
+
+
+@pytest.fixture(scope="module")
+def pixels():
+    return picture(150, 210)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory, pixels):
+    path = tmp_path_factory.mktemp("source") / "image.tif"
+    tifffile.imwrite(path, pixels, tile=(64, 64))
+    return SourceSpec(str(path), pixel_size={"y": 0.5, "x": 0.5})
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, source, tiny_model):
+    """An undisturbed run in one slab: what all others are compared with."""
+    place = Workspace(tmp_path_factory.mktemp("undisturbed") / "image")
+    run_stages(source, tiny_model, place, **CUT)
+    return place
+
+
+def stores(place: Workspace) -> dict[str, bytes]:
+    """Every byte of the probabilities and of the result."""
+    (folder,) = (place.root / "work").glob("predict-*")
+    return {
+        **files_in(folder / "probabilities.ome.zarr"),
+        **{f"result/{name}": content for name, content in files_in(place.result).items()},
+    }
+
+
+def test_dask_equals_the_untiled_reference(finished, pixels, tiny_model):
+    plan = split.read_plan(finished)
+    found = probabilities(plan, finished).pixels.array[0]
+    expected = unet.predict(unet.load_model(tiny_model.folder), pixels)[1]
+    assert plan.blocks == 12
+    assert np.array_equal(found, expected)
+    mask = zarr.open_array(finished.result / "labels/mask/0", mode="r")[...]
+    assert np.array_equal(mask, expected > 0.5)
+    assert 0 < mask.mean() < 1
+
+
+def test_five_slabs_equal_one(finished, source, tiny_model, tmp_path):
+    place = Workspace(tmp_path / "image")
+    run_stages(source, tiny_model, place, slabs=5, **CUT)
+    assert stores(place) == stores(finished)
+
+
+def test_other_windows_give_the_same_bytes(finished, source, tiny_model, tmp_path):
+    place = Workspace(tmp_path / "image")
+    run_stages(source, tiny_model, place, **{**CUT, "core": (16, 16)})
+    assert stores(place) == stores(finished)
+
+
+def test_an_interrupted_run_goes_on_and_ends_in_the_same_bytes(
+    finished, source, tiny_model, tmp_path
+):
+    """SIGKILL of the whole process group of the workflow, twice, while it predicts."""
+    config = {
+        "images": [
+            {
+                "name": "image",
+                "path": source.path,
+                "model": str(tiny_model.folder),
+                "pixel_size": source.pixel_size,
+            }
+        ],
+        "split": {key: list(value) for key, value in CUT.items()},
+    }
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "config.yaml").write_text(yaml.safe_dump(config))
+    command = [
+        str(Path(sys.executable).with_name("snakemake")),
+        *("--snakefile", str(REPOSITORY / "workflow" / "Snakefile"), "--cores", "1"),
+        *("--directory", str(tmp_path), "--rerun-incomplete"),
+    ]
+    place = Workspace(tmp_path / "results" / "image")
+
+    def done() -> int:
+        shards = place.root.glob("work/predict-*/probabilities.ome.zarr/0/c/**/*")
+        return sum(path.is_file() for path in shards)
+
+    for wanted in (1, 5):
+        running = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
+        while running.poll() is None and done() < wanted:
+            time.sleep(0.005)
+        assert running.poll() is None, "the run ended before it could be killed"
+        os.killpg(running.pid, signal.SIGKILL)
+        running.wait()
+        subprocess.run([*command, "--unlock"], check=True, capture_output=True)
+    already = [
+        block
+        for folder in place.root.glob("work/predict-*/ledger")
+        for block, _ in recorded(folder)
+    ]
+    subprocess.run(command, check=True, capture_output=True)
+    (ledger,) = place.root.glob("work/predict-*/ledger")
+    again = [block for block, _ in recorded(ledger)]
+    assert again[: len(already)] == already
+    assert sorted(again) == list(range(12)), "a finished block was computed again"
+    assert stores(place) == stores(finished)
+    assert not list(place.root.rglob("*.partial"))
+
+
+def test_a_killed_worker_is_replaced_and_its_block_done_again(
+    finished, source, tiny_model, tmp_path
+):
+    place = Workspace(tmp_path / "image")
+    run_stages(source, tiny_model, place, **CUT)
+    (folder,) = place.root.glob("work/predict-*")
+    for file in folder.glob("ledger/*"):
+        file.unlink()
+    plan = split.read_plan(place)
+    target = probabilities(plan, place)
+    job = predict.PredictJob("kill", plan, str(folder / "probabilities.ome.zarr"), "cpu", 1)
+    killed = []
+
+    def record(_block: int, _size: int) -> None:
+        if not killed:
+            (pid,) = client.run(os.getpid).values()
+            killed.append(pid)
+            os.kill(pid, signal.SIGKILL)
+
+    with cluster.connect(ONE_CORE) as client:
+        cluster.run(client, job, iter(range(plan.blocks)), record, in_flight=3)
+    assert killed
+    assert target.pixels.array.nchunks_initialized > 0
+    assert stores(place) == stores(finished)
+
+
+def test_a_hole_is_an_error_that_names_it_and_the_result_stays(source, tiny_model, tmp_path):
+    place = Workspace(tmp_path / "image")
+    plan = run_stages(source, tiny_model, place, **CUT)
+    before = files_in(place.result)
+    probabilities(plan, place).pixels.shard_file(7, plan.block).unlink()
+    with pytest.raises(
+        StoreError, match=r"1 are missing.*block 7 \(0:1 x 0:1 x 64:128 x 192:210\)"
+    ):
+        stitch.run(place, stitch.Choice(threshold=0.4), ONE_CORE)
+    assert files_in(place.result) == before
+    predict.run(place, 0, 1, ONE_CORE, "cpu")
+    stitch.run(place, stitch.Choice(), ONE_CORE)
+    assert files_in(place.result) == before
+
+
+def test_a_flipped_bit_is_found(source, tiny_model, tmp_path):
+    place = Workspace(tmp_path / "image")
+    plan = run_stages(source, tiny_model, place, **CUT)
+    file = probabilities(plan, place).pixels.shard_file(3, plan.block)
+    content = bytearray(file.read_bytes())
+    content[100] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(StoreError, match="damaged"):
+        stitch.run(place, stitch.Choice(threshold=0.4), ONE_CORE)
+
+
+def test_changed_weights_never_meet_the_old_blocks(source, make_model, tmp_path):
+    place = Workspace(tmp_path / "image")
+    first, second = make_model(seed=1), make_model(seed=2)
+    run_stages(source, first, place, **CUT)
+    one = files_in(place.result)
+    run_stages(source, second, place, **CUT)
+    assert files_in(place.result) != one
+    run_stages(source, first, place, **CUT)
+    assert files_in(place.result) == one
+
+
+def test_the_result_is_a_valid_ome_zarr(finished):
+    image = Image.from_zarr(zarr.open_group(finished.result, mode="r"))
+    labels = Labels.from_zarr(zarr.open_group(finished.result / "labels", mode="r"))
+    mask = ImageLabel.from_zarr(zarr.open_group(finished.result / "labels/mask", mode="r"))
+    assert labels.ome_attributes.labels == ["mask"]
+    (scale,) = [m.datasets for m in image.ome_attributes.multiscales]
+    (mask_scale,) = [m.datasets for m in mask.ome_attributes.multiscales]
+    assert len(scale) == len(mask_scale)
+    assert scale[0].coordinateTransformations[0].scale == [0.5, 0.5]
+
+
+def test_the_result_holds_the_image_and_both_pyramids(make_model, tmp_path):
+    pixels = picture(3, 1100, 530)
+    path = tmp_path / "rgb.tif"
+    tifffile.imwrite(path, pixels, photometric="rgb", planarconfig="separate")
+    place = Workspace(tmp_path / "rgb")
+    run_stages(SourceSpec(str(path)), make_model(in_channels=3), place)
+    group = zarr.open_group(place.result, mode="r")
+    assert np.array_equal(group["0"][...], pixels)
+    halved = pixels[:, :1100].astype(int).reshape(3, 550, 2, 265, 2)
+    assert np.array_equal(group["1"][...], (halved.sum(axis=(2, 4)) + 2) // 4)
+    assert [group[f"labels/mask/{level}"].shape for level in "012"] == [
+        (1100, 530),
+        (550, 265),
+        (275, 133),
+    ]
+    assert group["2"].shape == (3, 275, 133)
+    mask = group["labels/mask/0"][...].reshape(550, 2, 265, 2).sum(axis=(1, 3))
+    assert np.array_equal(group["labels/mask/1"][...], mask > 2)
+
+
+def test_a_zarr_source_is_read_in_place(source, pixels, finished, tiny_model, tmp_path):
+    path = tmp_path / "own.zarr"
+    zarr.create_array(path, data=pixels, chunks=(50, 70), zarr_format=2)
+    before = files_in(path)
+    place = Workspace(tmp_path / "image")
+    run_stages(SourceSpec(str(path), pixel_size=source.pixel_size), tiny_model, place, **CUT)
+    assert not list((place.root / "work").glob("ingest-*"))
+    assert files_in(path) == before
+    mask = zarr.open_array(place.result / "labels/mask/0", mode="r")[...]
+    expected = zarr.open_array(finished.result / "labels/mask/0", mode="r")[...]
+    assert np.array_equal(mask, expected)
+    assert np.array_equal(zarr.open_array(place.result / "0", mode="r")[...], pixels)
+
+
+def test_the_mask_can_be_had_without_the_image(source, tiny_model, tmp_path):
+    place = Workspace(tmp_path / "image")
+    run_stages(source, tiny_model, place, choice=stitch.Choice(image=False), **CUT)
+    assert sorted(zarr.open_group(place.result, mode="r").group_keys()) == ["labels"]
+    ImageLabel.from_zarr(zarr.open_group(place.result / "labels/mask", mode="r"))
+
+
+def test_a_block_that_always_fails_is_named_and_the_others_finish():
+    class Stubborn:
+        name = "stubborn"
+
+        def open(self):
+            def do(block: int) -> int:
+                if block == 3:
+                    raise RuntimeError("not this one")
+                return block
+
+            return do
+
+    done = []
+    with (
+        cluster.connect(ONE_CORE) as client,
+        pytest.raises(RunError, match=r"1 failed 3 times.*block 3.*not this one"),
+    ):
+        cluster.run(client, Stubborn(), iter(range(20)), lambda b, _: done.append(b), 4)
+    assert sorted(done) == [b for b in range(20) if b != 3]
+
+
+def test_manifests_of_equal_runs_are_equal(finished, source, tiny_model, tmp_path):
+    """So that Snakemake does not run what depends on them again."""
+    place = Workspace(tmp_path / "image")
+    run_stages(source, tiny_model, place, **CUT)
+    one, two = (json.loads(p.manifest("split").read_text()) for p in (finished, place))
+    assert one["fingerprint"] == two["fingerprint"]
+    before = place.manifest("split").read_bytes()
+    run_stages(source, tiny_model, place, **CUT)
+    assert place.manifest("split").read_bytes() == before
