@@ -101,7 +101,7 @@ def foreground(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     Why not torch's: on a CPU it computes the values at the end of each thread's share by another
     exponential, so that a pixel's last bit would depend on where in its window it lies.
     """
-    per_class = [np.ascontiguousarray(logits[:, k]) for k in range(logits.shape[1])]
+    per_class = [np.array(logits[:, k], order="C") for k in range(logits.shape[1])]
     highest = per_class[0].copy()
     for values in per_class[1:]:
         np.maximum(highest, values, out=highest)

@@ -1,0 +1,91 @@
+"""The reference in memory, and the arithmetic after the network."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import picture
+from hypothesis import given
+from hypothesis import strategies as st
+
+import unet
+from unet.decision import decide, with_background
+from unet.errors import ModelError, SourceError
+from unet.inference import foreground
+
+
+@given(st.integers(2, 5), st.integers(1, 40), st.integers(1, 40), st.data())
+def test_a_probability_has_the_same_bits_wherever_its_pixel_lies(classes, height, width, data):
+    rng = np.random.default_rng(0)
+    logits = (rng.standard_normal((2, classes, height, width)) * 9).astype(np.float32)
+    logits = logits if data.draw(st.booleans()) else channels_last(logits)
+    y = data.draw(st.integers(0, height - 1))
+    x = data.draw(st.integers(0, width - 1))
+    whole = foreground(logits)
+    part = logits[1:, :, y:, x:]
+    assert np.array_equal(foreground(part), whole[1:, :, y:, x:])
+    assert np.array_equal(foreground(channels_last(part)), whole[1:, :, y:, x:])
+
+
+def channels_last(values):
+    return np.ascontiguousarray(values.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+
+
+def test_it_is_the_softmax():
+    logits = torch.randn((3, 4, 5, 6)) * 100
+    expected = torch.softmax(logits.double(), dim=1)[:, 1:].numpy()
+    assert np.allclose(foreground(logits.numpy()), expected, atol=1e-6)
+
+
+def test_the_most_probable_class_wins():
+    rng = np.random.default_rng(0)
+    every = rng.dirichlet([1, 1, 1, 1], size=(2, 3, 4, 5)).transpose(0, 4, 1, 2, 3)
+    found = decide(every[:, 1:].astype(np.float32), 0.5)
+    assert np.array_equal(found[:, 0], every.argmax(axis=1))
+    assert np.allclose(with_background(every[:, 1:]), every, atol=1e-6)
+
+
+def test_of_two_classes_the_threshold_decides():
+    probabilities = np.float32([0.2, 0.5, 0.50001, 0.9]).reshape(1, 1, 1, 1, 4)
+    assert decide(probabilities, 0.5).ravel().tolist() == [0, 0, 1, 1]
+    assert decide(probabilities, 0.8).ravel().tolist() == [0, 0, 0, 1]
+
+
+def test_classes_sum_to_one(make_model):
+    model = unet.load_model(make_model(classes=3, in_channels=2).folder)
+    found = unet.predict(model, picture(2, 30, 40))
+    assert found.shape == (3, 30, 40)
+    assert np.allclose(found.sum(axis=0), 1, atol=1e-6)
+
+
+def test_axes_may_be_named_in_any_order(make_model):
+    model = unet.load_model(make_model(in_channels=3).folder)
+    image = picture(3, 30, 40)
+    expected = unet.predict(model, image)
+    assert np.array_equal(unet.predict(model, np.moveaxis(image, 0, -1), axes="yxc"), expected)
+
+
+@pytest.mark.parametrize(
+    ("image", "axes", "error", "message"),
+    [
+        (np.zeros((4, 30, 40), "u1"), None, ModelError, "the 1 channels|4 channels|Name the axes"),
+        (np.zeros((30, 40), "u1"), "yxc", ModelError, "one axis letter"),
+        (np.full((30, 40), np.nan, "f4"), None, SourceError, "NaN"),
+        (np.zeros((0, 40), "u1"), None, ModelError, "Name the axes"),
+    ],
+)
+def test_an_image_that_does_not_fit_is_refused(make_model, image, axes, error, message):
+    channels = 3 if image.ndim == 3 else 1
+    model = unet.load_model(make_model(in_channels=channels).folder)
+    with pytest.raises(error, match=message):
+        unet.predict(model, image, axes)
+
+
+def test_bfloat16_agrees_with_float32_to_its_precision(make_model):
+    """Eight bits of mantissa: probabilities agree to about a hundredth."""
+    from unet.inference import Inference
+
+    loaded = unet.load_model(make_model(depth=2, width=4).folder)
+    window = picture(1, 1, 1, 60, 60)
+    full = Inference(loaded.network, 2, [60], [0.02]).probabilities([window])
+    half = Inference(loaded.network, 2, [60], [0.02], precision="bfloat16")
+    assert np.abs(half.probabilities([window]) - full).max() < 0.05

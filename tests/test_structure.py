@@ -1,0 +1,63 @@
+"""One heavy library, one named module; rules that never compute; files a newcomer can read."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY
+
+MODULES = sorted((REPOSITORY / "unet").rglob("*.py"))
+
+OWNERS = {
+    "zarr": {"store.py", "sources/zarr_source.py"},
+    "tifffile": {"sources/tiff.py"},
+    "distributed": {"cluster.py"},
+    "torch": {"model.py", "weights.py", "inference.py", "stages/predict.py"},
+    "safetensors": {"weights.py"},
+    "jsonschema": {"config.py", "model_folder.py"},
+    "snakemake": set(),
+    "pickle": set(),
+    "dask": set(),
+}
+
+
+def imported(path: Path) -> set[str]:
+    """The top packages that a module imports, wherever in it."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.add(node.module.split(".")[0])
+    return names
+
+
+@pytest.mark.parametrize("library", OWNERS)
+def test_a_heavy_library_is_imported_by_its_own_modules_only(library):
+    found = {
+        str(path.relative_to(REPOSITORY / "unet")) for path in MODULES if library in imported(path)
+    }
+    assert found == OWNERS[library]
+
+
+def test_planning_needs_no_torch():
+    """So that Snakemake, which reads the configuration in every job, starts quickly."""
+    code = "import unet.config, unet.stages.split, sys; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_a_stage_has_one_name():
+    for stage in ("ingest", "split", "predict", "stitch"):
+        assert (REPOSITORY / "unet" / "stages" / f"{stage}.py").is_file()
+        assert (REPOSITORY / "scripts" / f"{stage}.py").is_file()
+        rule = (REPOSITORY / "workflow" / "rules" / f"{stage}.smk").read_text()
+        assert f"rule {stage}:" in rule
+        assert f"../../scripts/{stage}.py" in rule
+
+
+def test_files_stay_small():
+    lengths = {path.name: len(path.read_text().splitlines()) for path in MODULES}
+    assert {name: length for name, length in lengths.items() if length > 400} == {}

@@ -1,0 +1,106 @@
+"""The real snakemake on the real workflow."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+import zarr
+from conftest import REPOSITORY, files_in, picture
+
+import unet
+
+SNAKEMAKE = str(Path(sys.executable).with_name("snakemake"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("workflow")
+
+
+@pytest.fixture(scope="module")
+def config(folder, make_model):
+    rgb, stack = picture(3, 90, 130), picture(3, 40, 50, dtype="uint16")
+    tifffile.imwrite(folder / "rgb.tif", np.moveaxis(rgb, 0, -1), photometric="rgb")
+    (folder / "slices").mkdir()
+    for z, plane in enumerate(stack):
+        tifffile.imwrite(folder / "slices" / f"z_{z + 8}.tif", plane)
+    return {
+        "images": [
+            {"name": "rgb", "path": "rgb.tif", "model": str(make_model(in_channels=3).folder)},
+            {"name": "stack", "path": "slices/z_*.tif", "model": str(make_model().folder)},
+        ],
+        "split": {"shard": [32, 32], "chunk": [16, 16]},
+    }
+
+
+@pytest.fixture(scope="module")
+def finished(run_workflow, config, folder):
+    done = run_workflow(config, folder, "--set-scatter", "slab=2")
+    assert done.returncode == 0, done.stdout
+    return done
+
+
+@pytest.mark.usefixtures("finished")
+def test_every_mask_is_the_one_of_the_reference(config, folder):
+    images = {
+        "rgb": np.moveaxis(tifffile.imread(folder / "rgb.tif"), -1, 0),
+        "stack": np.stack([tifffile.imread(folder / f"slices/z_{z}.tif") for z in (8, 9, 10)]),
+    }
+    for item in config["images"]:
+        result = folder / "results" / item["name"] / f"{item['name']}.ome.zarr"
+        mask = zarr.open_array(result / "labels/mask/0", mode="r")[...]
+        expected = unet.predict(unet.load_model(item["model"]), images[item["name"]])[1]
+        assert np.array_equal(mask, expected > 0.5)
+
+
+def test_it_tells_how_far_it_is(finished):
+    assert re.search(
+        r"predict rgb 1/2.*\d+ / \d+ blocks, [\d.]+ Mpx/s, \d+ s left", finished.stderr
+    )
+
+
+@pytest.mark.usefixtures("finished")
+def test_a_second_call_has_nothing_to_do(run_workflow, config, folder):
+    before = files_in(folder / "results")
+    done = run_workflow(config, folder, "--set-scatter", "slab=2")
+    assert "Nothing to be done" in done.stdout
+    assert files_in(folder / "results") == before
+
+
+@pytest.mark.usefixtures("finished")
+def test_a_touched_input_is_looked_at_but_not_predicted_again(run_workflow, config, folder):
+    (folder / "rgb.tif").touch()
+    done = run_workflow(config, folder, "--set-scatter", "slab=2")
+    assert "rule ingest" in done.stdout
+    assert "rule predict" not in done.stdout
+
+
+def jobs(*arguments: str) -> dict[str, str]:
+    done = subprocess.run(
+        [SNAKEMAKE, "--dry-run", "--forceall", *arguments],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    table = re.findall(r"^(\w+) +(\d+)$", done.stdout, flags=re.MULTILINE)
+    return {name: count for name, count in table if name not in ("default", "all", "total")}
+
+
+def test_both_snakefiles_list_the_same_jobs():
+    listed = jobs("--snakefile", "Snakefile")
+    assert listed == jobs("--snakefile", "workflow/Snakefile")
+    assert {"ingest", "split", "predict", "stitch"} <= listed.keys()
+
+
+def test_slabs_are_chosen_on_the_command_line():
+    assert jobs("--set-scatter", "slab=8")["predict"] == str(8 * int(jobs()["predict"]))
+
+
+@pytest.mark.parametrize("name", ["default", "slurm"])
+def test_the_profiles_are_valid(name):
+    assert jobs("--workflow-profile", f"workflow/profiles/{name}") == jobs()
