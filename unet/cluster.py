@@ -21,6 +21,7 @@ from itertools import islice
 from typing import Any, Protocol
 from uuid import uuid4
 
+import dask
 from distributed import Client as Client  # the one name of it that other modules use
 from distributed import (
     Future,
@@ -43,6 +44,9 @@ RETRIES = 2
 MOST_WORKERS = 256
 CORES_A_NETWORK = 8  # convolutions gain little from more
 SECONDS_BETWEEN_LINES = 5.0
+# An error in a block reaches the client, which tells it once; a worker's own log tells it again,
+# and every worker's last heartbeat, sent to a scheduler that has ended, would be an error there.
+QUIET = {"DASK_LOGGING__DISTRIBUTED": "critical"}
 # Dask serves a status page even so; of any free port, since 8787 may be another run's.
 NO_DASHBOARD = {"dashboard": False, "dashboard_address": "127.0.0.1:0"}
 
@@ -130,7 +134,9 @@ def connect(machines: Machines) -> Iterator[Client]:
         with Client(machines.address) as client:
             yield client
         return
-    with _local_cluster(machines) as cluster, Client(cluster) as client:
+    environ = dask.config.get("distributed.nanny.pre-spawn-environ")
+    quiet = {"distributed.nanny.pre-spawn-environ": {**environ, **QUIET}}
+    with dask.config.set(quiet), _local_cluster(machines) as cluster, Client(cluster) as client:
         yield client
 
 

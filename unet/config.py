@@ -154,7 +154,7 @@ def _sentence(error: ValidationError) -> str:
         hint = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}."
         return f"{key}: unknown key {unknown[0]!r}{hint}"
     said = schema.get("description", "")
-    return f"{key}: {error.message}. Expected: {said}" if said else f"{key}: {error.message}"
+    return f"{key}: {error.message}." + (f" Expected: {said}" if said else "")
 
 
 def _sizes(values: list[int] | None) -> tuple[int, ...] | None:

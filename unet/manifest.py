@@ -19,10 +19,15 @@ T = TypeVar("T")
 
 
 def write_manifest(path: Path, manifest: Any) -> None:
-    """Write a dataclass as JSON; a reader sees the old file or the new one, never a part."""
+    """Write a dataclass as JSON."""
+    write_whole(path, (json.dumps(dataclasses.asdict(manifest), indent=2) + "\n").encode())
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file of which a reader sees the old content or the new one, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(dataclasses.asdict(manifest), indent=2) + "\n", encoding="utf-8")
+    partial.write_bytes(content)
     partial.replace(path)
 
 

@@ -122,7 +122,8 @@ def _described(folder: Path) -> dict[str, Any]:
     try:
         described = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ModelError(f"Expected YAML in {path}, but it does not parse: {error}") from error
+        said = " ".join(str(error).split())
+        raise ModelError(f"Expected YAML in {path}, but it does not parse: {said}.") from error
     schema = yaml.safe_load(SCHEMA.read_text(encoding="utf-8"))
     errors = list(Draft202012Validator(schema).iter_errors(described))
     if errors:

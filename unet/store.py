@@ -9,6 +9,8 @@ left out because it holds only zeros could not be told from a hole.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any, cast
 
@@ -74,6 +76,8 @@ class Pixels:
     def write(self, box: Box, values: NDArray[np.generic]) -> None:
         """Store `values` (t, c, z, y, x) at `box`, which is whole shards of this array."""
         where = dict(zip(GRID, box.slices, strict=True))
+        for file in self._shard_files(box):
+            file.unlink(missing_ok=True)  # Zarr reads a shard that is there, even a damaged one
         index = tuple(where.get(axis, slice(None)) for axis in self.axes)
         shape = [n for n, axis in zip(values.shape, ORDER, strict=True) if axis in self.axes]
         self.array[index] = values.reshape(shape)
@@ -83,10 +87,21 @@ class Pixels:
         start = dict(zip(GRID, block_box(index, self.grid_shape, block).start, strict=True))
         step = dict(zip(GRID, block, strict=True))
         position = tuple(start[a] // step[a] if a in step else 0 for a in self.axes)
-        return Path(str(self.array.store.root), self.array.path, self._key(position))  # type: ignore[attr-defined]
+        return self._file(position)
 
-    def _key(self, position: Sizes) -> str:
-        return self.array.metadata.encode_chunk_key(position)
+    def _shard_files(self, box: Box) -> Iterator[Path]:
+        """The files of all shards that a box touches."""
+        where = dict(zip(GRID, box.slices, strict=True))
+        sides = zip(self.axes, self.array.shards or self.array.chunks, strict=True)
+        positions = (
+            range(where[a].start // side, -(-where[a].stop // side)) if a in where else (0,)
+            for a, side in sides
+        )
+        return map(self._file, product(*positions))
+
+    def _file(self, position: Sizes) -> Path:
+        key = self.array.metadata.encode_chunk_key(position)
+        return Path(str(self.array.store.root), self.array.path, key)  # type: ignore[attr-defined]
 
 
 def create(group: Path, name: str, layout: Layout) -> Pixels:

@@ -11,6 +11,7 @@ Peak memory is a few blocks a worker, whatever the size of the image.
 from __future__ import annotations
 
 import hashlib
+import io
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -23,7 +24,7 @@ from unet import cluster, ome, store
 from unet.errors import SourceError
 from unet.geometry import Box, Sizes, block_box, grow_block, round_up
 from unet.layout import BLOCK_PIXELS, image_chunk, image_layout
-from unet.manifest import fingerprint, write_manifest
+from unet.manifest import fingerprint, write_manifest, write_whole
 from unet.plan import ImageRef
 from unet.sources import open_source, source_files
 from unet.sources.base import GRID, ORDER, Source, SourceSpec
@@ -224,10 +225,10 @@ def _survey(
         bins = Bins.for_span(low, high)
         digest, _, _, totals = read(bins)
     image = replace(image, span=(low, high), digest=fingerprint(digest, image.dtype, image.shape))
-    work = place.work("survey", image.digest)
-    work.mkdir(parents=True, exist_ok=True)
-    histograms = work / "histograms.npy"
-    np.save(histograms, totals)
+    histograms = place.work("survey", image.digest) / "histograms.npy"
+    content = io.BytesIO()  # numpy itself does not say that a disk is full
+    np.save(content, totals)
+    write_whole(histograms, content.getvalue())
     return image, Ingested(image, str(histograms), bins)
 
 

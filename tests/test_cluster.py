@@ -1,0 +1,125 @@
+"""The engine on real Dask clusters: placement, bounds, shared schedulers, failures."""
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from distributed import Client, LocalCluster
+from support import ONE_CORE
+
+from unet import cluster
+from unet.cluster import Machines
+from unet.errors import DeviceError, SourceError
+from unet.stages.predict import choose_devices
+
+
+@dataclass(frozen=True)
+class Counting:
+    """Writes a file a block and says in which process; `opened` counts how often it was opened."""
+
+    name: str
+    folder: Path
+
+    def open(self):
+        (self.folder / f"opened-{os.getpid()}-{time.monotonic_ns()}").touch()
+
+        def do(block: int) -> int:
+            (self.folder / f"block-{block}").touch()
+            return os.getpid()
+
+        return do
+
+
+def run(client, job, blocks, in_flight=4):
+    done = {}
+    cluster.run(client, job, iter(blocks), done.__setitem__, in_flight)
+    return done
+
+
+def test_a_worker_opens_a_job_once(tmp_path):
+    with cluster.connect(ONE_CORE) as client:
+        done = run(client, Counting("count", tmp_path), range(50))
+    assert sorted(done) == list(range(50))
+    assert len(list(tmp_path.glob("opened-*"))) == len(set(done.values())) == 1
+
+
+def test_no_more_blocks_are_handed_out_than_said(tmp_path):
+    asked = []
+
+    def blocks():
+        for block in range(100):
+            asked.append(block)
+            yield block
+
+    ahead = []
+    with cluster.connect(ONE_CORE) as client:
+        cluster.run(
+            client,
+            Counting("bounded", tmp_path),
+            blocks(),
+            lambda *_: ahead.append(len(asked) - len(ahead)),
+            in_flight=5,
+        )
+    assert len(ahead) == 100
+    assert max(ahead) == 5
+
+
+def test_two_jobs_share_a_scheduler_that_is_there(tmp_path):
+    with LocalCluster(
+        n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0"
+    ) as running:
+        machines = Machines.for_network(running.scheduler_address, (), 1)
+        with cluster.connect(machines) as one, cluster.connect(machines) as two:
+            for client, name in ((one, "one"), (two, "two"), (one, "again")):
+                (tmp_path / name).mkdir()
+                done = run(client, Counting(name, tmp_path / name), range(20))
+                assert len(list((tmp_path / name).glob("block-*"))) == len(done) == 20
+        with Client(running) as still_there:
+            assert still_there.submit(sum, [1, 2]).result() == 3
+
+
+def test_each_gpu_has_a_worker_of_its_own():
+    """Two devices by name, on a machine that need not have them: only placement is seen."""
+    with cluster.connect(Machines.for_network(None, ("3", "GPU-7"), 2)) as client:
+        seen = client.run(os.getenv, "CUDA_VISIBLE_DEVICES")
+        threads = client.nthreads()
+    assert sorted(seen.values()) == ["3", "GPU-7"]
+    assert set(threads.values()) == {3}
+
+
+@pytest.mark.parametrize(("wanted", "gpus"), [("gpu", 0), ("auto", 1), ("gpu", 2)])
+def test_a_gpu_that_was_asked_for_is_never_replaced_by_the_cpu(wanted, gpus, monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    with pytest.raises(DeviceError, match=r"as asked for, and found none"):
+        choose_devices(wanted, gpus)
+
+
+def test_gpus_are_taken_as_the_scheduler_named_them(monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
+    assert choose_devices("auto", 0) == ("4", "6")
+    assert choose_devices("auto", 1) == ("4",)
+    assert choose_devices("cpu", 0) == ()
+    with pytest.raises(DeviceError, match=r"Expected 3 GPUs.*found 2 \(4, 6\)"):
+        choose_devices("gpu", 3)
+
+
+def test_an_error_that_the_user_can_mend_ends_the_run_at_once(tmp_path):
+    class Refusing:
+        name = "refusing"
+
+        def open(self):
+            def do(block: int) -> int:
+                (tmp_path / f"tried-{block}").touch()
+                raise SourceError("Expected something else.")
+
+            return do
+
+    with (
+        cluster.connect(ONE_CORE) as client,
+        pytest.raises(SourceError, match="something else"),
+    ):
+        cluster.run(client, Refusing(), iter(range(1000)), lambda *_: None, 4)
+    assert len(list(tmp_path.iterdir())) < 20
