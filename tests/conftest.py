@@ -125,8 +125,7 @@ def snakemake(*arguments: str, cache: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command,
         env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        capture_output=True,
         text=True,
         timeout=240,
         check=False,

@@ -19,7 +19,7 @@ OWNERS = {
     "jsonschema": {"config.py", "model_folder.py"},
     "snakemake": set(),
     "pickle": set(),
-    "dask": set(),
+    "dask": {"cluster.py"},
 }
 
 

@@ -47,6 +47,9 @@ SECONDS_BETWEEN_LINES = 5.0
 # An error in a block reaches the client, which tells it once; a worker's own log tells it again,
 # and every worker's last heartbeat, sent to a scheduler that has ended, would be an error there.
 QUIET = {"DASK_LOGGING__DISTRIBUTED": "critical"}
+# By Dask's own settings a worker returns what it freed at once, and each block then waits for the
+# system to hand out, and clear, the same memory again: half of the time of moving pixels.
+KEEP_FREED_MEMORY = {f"MALLOC_{name}_THRESHOLD_": 1 << 28 for name in ("TRIM", "MMAP")}
 # Dask serves a status page even so; of any free port, since 8787 may be another run's.
 NO_DASHBOARD = {"dashboard": False, "dashboard_address": "127.0.0.1:0"}
 
@@ -134,9 +137,13 @@ def connect(machines: Machines) -> Iterator[Client]:
         with Client(machines.address) as client:
             yield client
         return
-    environ = dask.config.get("distributed.nanny.pre-spawn-environ")
-    quiet = {"distributed.nanny.pre-spawn-environ": {**environ, **QUIET}}
-    with dask.config.set(quiet), _local_cluster(machines) as cluster, Client(cluster) as client:
+    key = "distributed.nanny.pre-spawn-environ"
+    environ = {**dask.config.get(key), **QUIET, **KEEP_FREED_MEMORY}
+    with (
+        dask.config.set({key: environ}),
+        _local_cluster(machines) as cluster,
+        Client(cluster) as client,
+    ):
         yield client
 
 

@@ -9,6 +9,7 @@ tiled pipeline uses the same `Inference` on many windows, and must give equal nu
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,8 @@ from unet.statistics import summarise
 from unet.weights import load_network
 
 log = logging.getLogger(__name__)
+
+STRIP = 1 << 16  # values that a CPU's cache holds
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -101,19 +104,30 @@ def foreground(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     Why not torch's: on a CPU it computes the values at the end of each thread's share by another
     exponential, so that a pixel's last bit would depend on where in its window it lies.
     """
-    per_class = [np.array(logits[:, k], order="C") for k in range(logits.shape[1])]
-    highest = per_class[0].copy()
-    for values in per_class[1:]:
-        np.maximum(highest, values, out=highest)
-    for values in per_class:
-        np.exp(np.subtract(values, highest, out=values), out=values)
+    result = np.empty((logits.shape[0], logits.shape[1] - 1, *logits.shape[2:]), np.float32)
+    rows = max(1, STRIP // math.prod(logits.shape[3:]))
+    for image, found in zip(logits, result, strict=True):
+        for start in range(0, image.shape[1], rows):
+            _softmax(image[:, start : start + rows], found[:, start : start + rows])
+    return result
+
+
+def _softmax(logits: NDArray[np.float32], out: NDArray[np.float32]) -> None:
+    """The softmax of logits (K, ...) without its first class, into `out` (K - 1, ...)."""
+    if len(logits) == 2:  # the sigmoid of their difference: half of the work
+        odds = np.subtract(logits[:1], logits[1:], out=out)
+        with np.errstate(over="ignore"):  # infinite odds are a probability of 0
+            np.exp(odds, out=odds)
+        odds += 1
+        np.reciprocal(odds, out=out)
+        return
+    per_class = np.array(logits, order="C")
+    per_class -= per_class.max(axis=0)
+    np.exp(per_class, out=per_class)
     total = per_class[0].copy()
     for values in per_class[1:]:
         total += values
-    result = np.empty((logits.shape[0], logits.shape[1] - 1, *logits.shape[2:]), np.float32)
-    for k, values in enumerate(per_class[1:]):
-        np.divide(values, total, out=result[:, k])
-    return result
+    np.divide(per_class[1:], total, out=out)
 
 
 class WindowRunner:
