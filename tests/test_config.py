@@ -1,0 +1,198 @@
+"""The configuration: a closed schema, its defaults, its table of keys; the lists of packages."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import yaml
+from conftest import REPOSITORY
+from packaging.requirements import Requirement
+
+from unet.config import GIGABYTE, read_config
+from unet.errors import ConfigError
+from unet.plan import Request
+from unet.sources.base import SourceSpec
+
+SCHEMA = REPOSITORY / "workflow" / "schemas" / "config.schema.yaml"
+README = REPOSITORY / "config" / "README.md"
+SMALLEST = {"images": [{"name": "a", "path": "a.tif", "model": "fluo-nuclei"}]}
+MADE = ["a.tif"]
+
+
+def schema() -> dict[str, Any]:
+    return yaml.safe_load(SCHEMA.read_text(encoding="utf-8"))
+
+
+def keys(of: dict[str, Any], name: str = "") -> Iterator[tuple[str, dict[str, Any], bool]]:
+    """Every key of the schema: its path, its own schema, and whether it has to be there."""
+    for key, value in of.get("properties", {}).items():
+        path = f"{name}.{key}".removeprefix(".")
+        yield path, value, key in of.get("required", ())
+        yield from keys(value, path)
+        yield from keys(value.get("items", {}), f"{path}[]")
+
+
+def objects(of: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(of, dict):
+        if "properties" in of:
+            yield of
+        for value in of.values():
+            yield from objects(value)
+
+
+def test_the_schema_is_closed():
+    assert len(list(objects(schema()))) == 6
+    assert all(each["additionalProperties"] is False for each in objects(schema()))
+
+
+def test_every_key_is_described_and_has_a_default_or_is_required():
+    for name, said, required in keys(schema()):
+        if not name.startswith("images[].pixel_size."):
+            assert said["description"].endswith("."), name
+            assert required != ("default" in said), name
+
+
+def test_defaults_are_filled_in():
+    config = read_config(SMALLEST, SCHEMA, made=MADE)
+    assert config.images["a"].source == SourceSpec("a.tif")
+    assert config.request == Request(memory=8 * GIGABYTE)
+    assert (config.device, config.scheduler) == ("auto", None)
+    assert (config.threshold, config.with_image) == (0.5, True)
+
+
+def test_what_is_said_goes_before_the_defaults():
+    image = {"axes": "zyx", "level": 2, "channels": [1, "DAPI"], "pixel_size": {"x": 0.5}}
+    raw = {
+        "images": [{**SMALLEST["images"][0], **image}],
+        "split": {"memory": 0.5, "shard": [64, 64], "core": [4, 32, 32]},
+        "predict": {"device": "cpu", "precision": "bfloat16"},
+        "stitch": {"threshold": 0.3, "image": False},
+    }
+    before = json.dumps(raw)
+    config = read_config(raw, SCHEMA, made=MADE)
+    assert config.images["a"].source == SourceSpec(
+        "a.tif", axes="zyx", level=2, channels=(1, "DAPI"), pixel_size={"x": 0.5}
+    )
+    wanted = Request(5 * 10**8, "bfloat16", shard=(64, 64), core=(4, 32, 32))
+    assert config.request == wanted
+    assert (config.device, config.threshold, config.with_image) == ("cpu", 0.3, False)
+    assert json.dumps(raw) == before, "the configuration was changed by reading it"
+
+
+KEYS = [name for name, _, required in keys(schema()) if not required]
+
+
+@pytest.mark.parametrize("name", KEYS)
+def test_a_typo_of_any_key_is_named_with_the_key_that_was_meant(name):
+    *parents, key = name.replace("[]", ".[]").split(".")
+    typo = f"{key}s"
+    raw: Any = json.loads(json.dumps(SMALLEST))
+    at = raw
+    for parent in parents:
+        at = at[0] if parent == "[]" else at.setdefault(parent, {})
+    at[typo] = None
+    with pytest.raises(ConfigError, match=rf"unknown key '{typo}'; did you mean '{key}'\?"):
+        read_config(raw, SCHEMA, made=MADE)
+
+
+def test_the_default_configuration_is_valid():
+    raw = yaml.safe_load((REPOSITORY / "config" / "config.yaml").read_text(encoding="utf-8"))
+    config = read_config(raw, SCHEMA, made=[image["path"] for image in raw["images"]])
+    assert list(config.images) == ["slide", "stack"]
+
+
+# --- config/README.md ---------------------------------------------------------------------------
+
+
+def type_of(said: dict[str, Any]) -> str:
+    if "enum" in said:
+        return " or ".join(said["enum"])
+    kinds = [said["type"]] if isinstance(said["type"], str) else said["type"]
+    kind = next(kind for kind in kinds if kind != "null")
+    if kind == "array":
+        inner = said["items"]["type"]
+        inner = [inner] if isinstance(inner, str) else inner
+        return "list of " + " or ".join(f"{each}s" for each in inner).replace("object", "section")
+    return {"object": "section"}.get(kind, kind)
+
+
+def default_of(said: dict[str, Any], required: bool) -> str:
+    if required:
+        return "required"
+    value = said.get("default")
+    return "-" if value is None or value == {} else json.dumps(value).strip('"')
+
+
+def expected_rows() -> list[list[str]]:
+    """What the table has to say of each key: all columns but the unit."""
+    return [
+        [f"`{name}`", type_of(said), default_of(said, required), said.get("description", "")]
+        for name, said, required in keys(schema())
+    ]
+
+
+def test_the_table_of_keys_is_the_schema():
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in README.read_text(encoding="utf-8").splitlines()
+        if line.startswith("| `")
+    ]
+    expected = expected_rows()
+    for row, wanted in zip(rows, expected, strict=True):
+        name, kind, unit, default, description = row
+        assert [name, kind, default] == wanted[:3]
+        assert description == wanted[3] or not wanted[3]
+        assert description
+        assert unit == "-" or unit.rstrip("s") in description
+
+
+def test_the_example_is_valid():
+    examples = re.findall(r"```yaml\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
+    assert examples
+    for example in examples:
+        raw = yaml.safe_load(example)
+        read_config(raw, SCHEMA, made=[image["path"] for image in raw["images"]])
+
+
+# --- Packages -----------------------------------------------------------------------------------
+
+CONDA = {"torch": "pytorch", "dask": "dask-core", "snakemake": "snakemake-minimal"}
+
+
+def project() -> dict[str, Any]:
+    return tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+def pinned() -> dict[str, str]:
+    lines = (REPOSITORY / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = [line.split("==") for line in lines if line and not line.startswith("#")]
+    return {normal(name): version for name, version in pins}
+
+
+def normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_the_three_lists_of_packages_agree():
+    """pyproject.toml says the ranges, environment.yml the same to conda; constraints.txt fits."""
+    wanted = [Requirement(each) for each in project()["dependencies"]]
+    environment = yaml.safe_load((REPOSITORY / "environment.yml").read_text(encoding="utf-8"))
+    of_conda = {each.name: each.specifier for each in map(Requirement, environment["dependencies"])}
+    expected = {CONDA.get(each.name, each.name): each.specifier for each in wanted}
+    python = Requirement(f"python {project()['requires-python']}")
+    assert of_conda == {"python": python.specifier, **expected}
+    pins = pinned()
+    extras = [each for group in project()["optional-dependencies"].values() for each in group]
+    for each in wanted + list(map(Requirement, extras)):
+        assert each.specifier.contains(pins[normal(each.name)]), each.name
+    assert pins["torch"] == "2.13.0"
+
+
+def test_a_package_is_pinned_once():
+    lines = (REPOSITORY / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    assert len(pinned()) == sum(1 for line in lines if line and not line.startswith("#"))
