@@ -40,7 +40,7 @@ def config(folder, make_model):
 @pytest.fixture(scope="module")
 def finished(run_workflow, config, folder):
     done = run_workflow(config, folder, "--set-scatter", "slab=2")
-    assert done.returncode == 0, done.stdout
+    assert done.returncode == 0, done.stdout + done.stderr
     return done
 
 
@@ -67,16 +67,20 @@ def test_it_tells_how_far_it_is(finished):
 def test_a_second_call_has_nothing_to_do(run_workflow, config, folder):
     before = files_in(folder / "results")
     done = run_workflow(config, folder, "--set-scatter", "slab=2")
-    assert "Nothing to be done" in done.stdout
+    assert "Nothing to be done" in (done.stdout + done.stderr)
     assert files_in(folder / "results") == before
 
 
 @pytest.mark.usefixtures("finished")
-def test_a_touched_input_is_looked_at_but_not_predicted_again(run_workflow, config, folder):
-    (folder / "rgb.tif").touch()
+def test_the_same_pixels_in_another_file_are_not_predicted_again(run_workflow, config, folder):
+    pixels = tifffile.imread(folder / "rgb.tif")
+    tifffile.imwrite(folder / "rgb.tif", pixels, photometric="rgb", compression="zlib")
+    (ledger,) = (folder / "results" / "rgb" / "work").glob("predict-*/ledger")
+    before = files_in(ledger)
     done = run_workflow(config, folder, "--set-scatter", "slab=2")
-    assert "rule ingest" in done.stdout
-    assert "rule predict" not in done.stdout
+    assert "rule ingest" in done.stdout + done.stderr
+    assert [ledger] == list((folder / "results" / "rgb" / "work").glob("predict-*/ledger"))
+    assert files_in(ledger) == before
 
 
 def jobs(*arguments: str) -> dict[str, str]:
@@ -87,7 +91,7 @@ def jobs(*arguments: str) -> dict[str, str]:
         text=True,
         check=True,
     )
-    table = re.findall(r"^(\w+) +(\d+)$", done.stdout, flags=re.MULTILINE)
+    table = re.findall(r"^(\w+) +(\d+)$", (done.stdout + done.stderr), flags=re.MULTILINE)
     return {name: count for name, count in table if name not in ("default", "all", "total")}
 
 

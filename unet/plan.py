@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 
@@ -54,6 +55,10 @@ class ImageRef:
     pixel_size: dict[str, float]
     span: tuple[float, float] = (0.0, 0.0)
     digest: str = ""
+
+    def absolute(self) -> ImageRef:
+        """With a path that workers find wherever they were started; manifests can be moved."""
+        return replace(self, store=str(Path(self.store).absolute()))
 
 
 @dataclass(frozen=True)
@@ -117,6 +122,10 @@ class Plan:
     def box(self, block: int) -> Box:
         """The pixels of block number `block`."""
         return block_box(block, self.image.shape, self.block)
+
+    def absolute(self) -> Plan:
+        """With paths that workers find wherever they were started."""
+        return replace(self, image=self.image.absolute())
 
     def reads(self, block: int) -> Box:
         """What block number `block` reads: itself, rounded up to the lattice, and its halo."""

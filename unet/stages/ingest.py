@@ -189,7 +189,12 @@ def _copy(
     store.write_attributes(group, described)
     target = Target(store.create(group, image.array, layout), block, group.parent / "ledger")
     count = store.block_count(image.shape, block)
-    job = CopyJob(f"ingest {group.parent.parent.parent.name}", spec, image, block)
+    job = CopyJob(
+        f"ingest {group.parent.parent.parent.name}",
+        replace(spec, path=str(Path(spec.path).absolute())),
+        image.absolute(),
+        block,
+    )
     finish(client, job, target, range(count), "ingest", machines.in_flight, math.prod(image.shape))
 
 
@@ -216,7 +221,7 @@ def _survey(
             ):
                 totals[channel, filled] += counts
 
-        job = SurveyJob(f"survey {place.name} {bins}", image, block, bins)
+        job = SurveyJob(f"survey {place.name}", image.absolute(), block, bins)
         cluster.run(client, job, iter(range(count)), add, machines.in_flight)
         return hashlib.sha256(digests).hexdigest(), extremes[0], extremes[1], totals
 

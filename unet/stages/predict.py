@@ -113,8 +113,8 @@ def run(place: Workspace, slab: int, slabs: int, machines: cluster.Machines, dev
     blocks = slab_range(slab, slabs, plan.blocks)
     job = PredictJob(
         name=f"predict {place.name} {slab + 1}/{slabs} {plan.fingerprint}",
-        plan=plan,
-        store=str(probabilities_group(plan, place)),
+        plan=plan.absolute(),
+        store=str(probabilities_group(plan, place).absolute()),
         device=device,
         threads=max(1, machines.cores // machines.workers),
     )

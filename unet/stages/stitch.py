@@ -2,7 +2,7 @@
 
 First it proves that every block is there: a hole is an error that names it. Then each block becomes
 mask, both image and mask get their smaller levels, and the finished store takes the place of an
-earlier one in a single rename, so that whoever opens the result sees a whole one.
+earlier one by renaming, so that whoever opens the result sees a whole one.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def run(place: Workspace, choice: Choice, machines: cluster.Machines) -> None:
             builder = _Builder(place, plan, group, client, machines.in_flight)
             if choice.image:
                 builder.image()
-            builder.mask(choice.threshold, probabilities_group(plan, place))
+            builder.mask(choice.threshold, probabilities_group(plan, place).absolute())
         store.write_attributes(group, {"unet": {"run": work.name}})
         publish(group, place)
     manifest = Stitched(str(place.result), str(place.result / MASK), work.name)
@@ -145,8 +145,12 @@ def refuse_holes(plan: Plan, source: Target) -> None:
 
 
 def publish(group: Path, place: Workspace) -> None:
-    """Put a finished store in the place of the result, by renaming."""
-    replaced = place.root / "work" / f"replaced-{os.getpid()}"
+    """Put a finished store in the place of the result: two renames, then the old one is deleted.
+
+    Killed between them, both stores are whole, and the next run does the second rename.
+    """
+    replaced = place.root / "work" / "replaced"
+    shutil.rmtree(replaced, ignore_errors=True)
     if place.result.exists():
         place.result.rename(replaced)
     group.rename(place.result)
@@ -159,7 +163,7 @@ class _Builder:
     def __init__(
         self, place: Workspace, plan: Plan, group: Path, client: cluster.Client, in_flight: int
     ) -> None:
-        self._place, self._plan, self._group = place, plan, group
+        self._place, self._plan, self._group = place, plan.absolute(), group.absolute()
         self._client, self._in_flight = client, in_flight
         size = plan.image.pixel_size
         spacing = (size.get("z", size.get("x", 1.0)), size.get("y", 1.0), size.get("x", 1.0))
