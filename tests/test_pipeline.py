@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,14 +16,17 @@ import yaml
 import zarr
 from conftest import REPOSITORY, files_in, picture
 from ome_zarr_models.v05 import Image, ImageLabel, Labels
-from support import ONE_CORE, run_stages
+from support import GENEROUS, ONE_CORE, run_stages
 
 import unet
-from unet import cluster
-from unet.errors import RunError, StoreError
+from unet import cluster, store
+from unet.errors import RunError, SourceError, StoreError
+from unet.geometry import Box
 from unet.ledger import recorded
+from unet.plan import Request
+from unet.sources import open_source
 from unet.sources.base import SourceSpec
-from unet.stages import predict, split, stitch
+from unet.stages import ingest, predict, split, stitch
 from unet.workspace import Workspace, probabilities
 
 CUT = {"shard": (64, 64), "chunk": (32, 32), "core": (32, 64)}
@@ -136,14 +140,14 @@ def test_a_killed_worker_is_replaced_and_its_block_done_again(
     place = Workspace(tmp_path / "image")
     run_stages(source, tiny_model, place, **CUT)
     (folder,) = place.root.glob("work/predict-*")
-    for file in folder.glob("ledger/*"):
-        file.unlink()
+    shutil.rmtree(folder)
     plan = split.read_plan(place)
-    target = probabilities(plan, place)
+    probabilities(plan, place)
     job = predict.PredictJob("kill", plan, str(folder / "probabilities.ome.zarr"), "cpu", 1)
-    killed = []
+    killed, recorded_blocks = [], []
 
-    def record(_block: int, _size: int) -> None:
+    def record(block: int, _size: int) -> None:
+        recorded_blocks.append(block)
         if not killed:
             (pid,) = client.run(os.getpid).values()
             killed.append(pid)
@@ -152,7 +156,7 @@ def test_a_killed_worker_is_replaced_and_its_block_done_again(
     with cluster.connect(ONE_CORE) as client:
         cluster.run(client, job, iter(range(plan.blocks)), record, in_flight=3)
     assert killed
-    assert target.pixels.array.nchunks_initialized > 0
+    assert sorted(recorded_blocks) == list(range(plan.blocks))
     assert stores(place) == stores(finished)
 
 
@@ -275,3 +279,79 @@ def test_manifests_of_equal_runs_are_equal(finished, source, tiny_model, tmp_pat
     before = place.manifest("split").read_bytes()
     run_stages(source, tiny_model, place, **CUT)
     assert place.manifest("split").read_bytes() == before
+
+
+def test_slabs_may_start_at_the_same_time(source, tiny_model, finished, tmp_path):
+    """Four processes open the stores of a run that split did not make, all at once."""
+    place = Workspace(tmp_path / "image")
+    ingest.run(source, place, ONE_CORE)
+    plan = split.run(place, str(tiny_model.folder), Request(memory=GENEROUS, **CUT), 4)
+    for _ in range(5):
+        shutil.rmtree(place.root / "work" / f"predict-{plan.fingerprint}")
+        code = f"""if True:
+            from pathlib import Path
+            from unet.stages.split import read_plan
+            from unet.workspace import Workspace, probabilities
+            place = Workspace(Path({str(place.root)!r}))
+            probabilities(read_plan(place), place)"""
+        started = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(4)]
+        assert [process.wait() for process in started] == [0, 0, 0, 0]
+    for slab in range(4):
+        predict.run(place, slab, 4, ONE_CORE, "cpu")
+    stitch.run(place, stitch.Choice(), ONE_CORE)
+    assert stores(place) == stores(finished)
+
+
+def test_an_image_that_lost_a_file_is_an_error(source, tiny_model, tmp_path):
+    """Not a black square: of a store that this project wrote, every shard must be there."""
+    place = Workspace(tmp_path / "image")
+    run_stages(source, tiny_model, place, **CUT)
+    (image,) = (place.root / "work").glob("ingest-*/image.ome.zarr/0/c")
+    next(path for path in image.rglob("*") if path.is_file()).unlink()
+    shutil.rmtree(next((place.root / "work").glob("predict-*")))
+    with pytest.raises(StoreError, match=r"Expected the file .*image.ome.zarr.* found none"):
+        predict.run(place, 0, 1, ONE_CORE, "cpu")
+
+
+def test_an_image_that_changes_under_a_run_is_an_error(pixels, tiny_model, tmp_path):
+    """A Zarr that is read in place: blocks of two images must not mix."""
+    path = tmp_path / "own.zarr"
+    array = zarr.create_array(path, data=pixels, chunks=(50, 70))
+    place = Workspace(tmp_path / "image")
+    ingest.run(SourceSpec(str(path)), place, ONE_CORE)
+    split.run(place, str(tiny_model.folder), Request(memory=GENEROUS, **CUT), 2)
+    predict.run(place, 0, 2, ONE_CORE, "cpu")
+    array[:50] = 0
+    with pytest.raises(SourceError, match="changed since"):
+        predict.run(place, 1, 2, ONE_CORE, "cpu")
+
+
+@pytest.mark.parametrize("channels", [(2, 1, 0), (1,), (0, 0, 2), (0, 2), (2, 1)])
+def test_channels_of_a_zarr_are_read_in_the_order_asked_for(channels, tmp_path):
+    pixels = picture(3, 60, 70)
+    array = zarr.create_array(tmp_path / "own.zarr", data=pixels, dimension_names=["c", "y", "x"])
+    array.attrs["about"] = "an image of three channels"
+    source = SourceSpec(str(tmp_path / "own.zarr"), channels=channels)
+    found = open_source(source)
+    image, _ = ingest._located(found, source, Workspace(tmp_path / "image"))
+    whole = Box((0, 0, 0, 0), image.shape)
+    assert np.array_equal(store.open_image(image).read(whole)[0, :, 0], pixels[list(channels)])
+    assert np.array_equal(found.read(whole)[0, :, 0], pixels[list(channels)])
+
+
+def test_a_corrected_pixel_size_reaches_the_result(source, tiny_model, tmp_path):
+    place = Workspace(tmp_path / "image")
+    run_stages(source, tiny_model, place, **CUT)
+    corrected = SourceSpec(source.path, pixel_size={"y": 0.25, "x": 0.25})
+    run_stages(corrected, tiny_model, place, **CUT)
+    (scales,) = zarr.open_group(place.result, mode="r").attrs["ome"]["multiscales"]
+    assert scales["datasets"][0]["coordinateTransformations"][0]["scale"] == [0.25, 0.25]
+    assert len(list((place.root / "work").glob("ingest-*"))) == 1
+
+
+def test_a_result_that_lost_a_file_is_made_again(finished, source, tiny_model, tmp_path):
+    place = Workspace(tmp_path / "image")
+    run_stages(source, tiny_model, place, **CUT)
+    (place.result / "labels/mask/0/c/1/1").unlink()
+    stitch.run(place, stitch.Choice(), ONE_CORE)
+    assert stores(place) == stores(finished)

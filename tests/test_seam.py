@@ -17,8 +17,7 @@ from unet.workspace import Workspace
 PAPER = {"width": 4, "depth": 4}
 SMALL = {"width": 4, "depth": 2}
 VOLUME = {"width": 2, "depth": 2, "dims": 3}
-FLAT = {"width": 2, "depth": 2, "dims": 3, "kernel": [(1, 3, 3), 3, 3], "pool": [(1, 2, 2), 2]}
-FLAT = {**FLAT, "kernel": [(1, 3, 3), (3, 3, 3), (3, 3, 3)], "pool": [(1, 2, 2), (2, 2, 2)]}
+FLAT = {**VOLUME, "kernel": [(1, 3, 3), (3, 3, 3), (3, 3, 3)], "pool": [(1, 2, 2), (2, 2, 2)]}
 
 
 def assert_seamless(image, axes, model, folder, **request):
@@ -128,7 +127,7 @@ def test_a_window_that_is_too_large_shrinks_and_changes_nothing(make_model, tmp_
     from unet import store
     from unet.geometry import read_mirrored
 
-    source = store.open_pixels(tmp_path / "image.ome.zarr", "0", "yx", mode="r")
+    source = store.open_image(plan.image)
     pixels = read_mirrored(source.read, plan.reads(0), plan.image.shape)
     found = runner.block(pixels, plan.box(0))[0, 0, 0]
     assert device.refused > 0

@@ -41,6 +41,8 @@ from unet.plan import BLOCKS_A_WORKER
 log = logging.getLogger(__name__)
 
 RETRIES = 2
+PATIENCE_SECONDS = 600  # workers of a cluster may have to queue
+MOST_FAILURES = 10  # with no success between them
 MOST_WORKERS = 256
 CORES_A_NETWORK = 8  # convolutions gain little from more
 SECONDS_BETWEEN_LINES = 5.0
@@ -135,6 +137,7 @@ def connect(machines: Machines) -> Iterator[Client]:
     """A client of the workers that `machines` describes; local workers end with it."""
     if machines.address:
         with Client(machines.address) as client:
+            _wait_for_a_worker(client, machines.address)
             yield client
         return
     key = "distributed.nanny.pre-spawn-environ"
@@ -145,6 +148,18 @@ def connect(machines: Machines) -> Iterator[Client]:
         Client(cluster) as client,
     ):
         yield client
+
+
+def _wait_for_a_worker(client: Client, address: str) -> None:
+    log.info("waiting for a worker of the scheduler %s", address)
+    try:
+        client.wait_for_workers(1, timeout=PATIENCE_SECONDS)
+    except TimeoutError as error:
+        raise RunError(
+            f"Expected the Dask scheduler {address} to have a worker, but none came in "
+            f"{PATIENCE_SECONDS} s. Start workers for it, or leave `scheduler` and "
+            f"DASK_SCHEDULER_ADDRESS out."
+        ) from error
 
 
 def run(
@@ -162,6 +177,7 @@ def run(
     station = Station(job)
     client.register_plugin(station, name=station.name)
     failed: dict[int, BaseException] = {}
+    any_done = False
     running: dict[Any, tuple[int, Future[Any]]] = {}
 
     def submit(block: int) -> Future[Any]:
@@ -178,9 +194,12 @@ def run(
             block, _ = running.pop(future.key)
             if future.status != "finished":
                 failed[block] = future.exception()
+                if len(failed) == MOST_FAILURES and not any_done:
+                    break  # nothing works: the cause is not in these blocks
             elif isinstance(result := future.result(), _Hopeless):
                 raise result.error
             else:
+                any_done = True
                 done(block, result)
             for following in islice(blocks, 1):
                 added = submit(following)

@@ -51,4 +51,9 @@ def to_user_error(error: BaseException) -> UserError | None:
             f"Expected room on the disk, but it is full: {error}. What was done is kept: make "
             f"room and run again."
         )
+    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return RunError(
+            f"Expected to be allowed to write the results and to read the image, but: {error}. "
+            f"Change the permissions, or run where you may write; what was done is kept."
+        )
     return None

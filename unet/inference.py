@@ -55,6 +55,11 @@ class Inference:
         device: str = "cpu",
         precision: str = "float32",
     ) -> None:
+        if precision == "float32":
+            # Else a GPU rounds to 10 bits of mantissa, and picks algorithms by a window's size.
+            torch.backends.cudnn.allow_tf32 = False
+            torch.backends.cuda.matmul.allow_tf32 = False
+            torch.backends.cudnn.benchmark = False
         self._layout = CHANNELS_LAST[dims]
         self._dims = dims
         self._device = torch.device(device)

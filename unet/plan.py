@@ -42,6 +42,7 @@ class ImageRef:
     axes    of the array, in its own order; `channels` of it are used, None for all
     span    the smallest and the largest value
     digest  names the pixels: equal images have equal digests
+    identity  of an image that is not copied, names its files as they were when it was ingested
     """
 
     store: str
@@ -55,6 +56,7 @@ class ImageRef:
     pixel_size: dict[str, float]
     span: tuple[float, float] = (0.0, 0.0)
     digest: str = ""
+    identity: str = ""
 
     def absolute(self) -> ImageRef:
         """With a path that workers find wherever they were started; manifests can be moved."""
@@ -179,7 +181,7 @@ def block_shape(shape: Sizes, stride: Sizes, request: Request, dims: int) -> tup
 def choose_core(
     architecture: Architecture, block: Sizes, shape: Sizes, fixed: int, request: Request
 ) -> Sizes:
-    """The largest core that divides a block evenly and whose window fits the memory.
+    """The largest core whose window fits the memory: the block, halved as often as needed.
 
     fixed  bytes a worker holds beside the window's activations
     Raises PlanError where even the smallest window does not fit.
@@ -243,6 +245,13 @@ def make_plan(
     one = activation_bytes(architecture, core, request.precision)
     window = architecture.window(core[len(GRID) - architecture.dims :])
     batch = max(1, min(BATCH_PIXELS // math.prod(window), (request.memory - fixed) // one))
+    needed = fixed + batch * one
+    if needed > request.memory:
+        raise PlanError(
+            f"Expected a worker to need at most the {request.memory / 1e9:.1f} GB of `memory`, but "
+            f"with cores of {core} it needs {needed / 1e9:.1f} GB. Give it more memory, or choose "
+            f"a smaller `core`."
+        )
     sizes = core_sizes(image.shape, block, core, stride)
     return Plan(
         image=image,
@@ -261,7 +270,7 @@ def make_plan(
         blocks=math.prod(grid(image.shape, block)),
         windows=math.prod(sum(axis.values()) for axis in sizes),
         flop=_flop(architecture, sizes),
-        worker_bytes=fixed + batch * one,
+        worker_bytes=needed,
         device_bytes=parameters + batch * one,
         slabs=slabs,
         fingerprint=fingerprint(

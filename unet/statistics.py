@@ -125,6 +125,14 @@ class Normalisation:
                 spans.append((low, summary.percentiles[self.high] - low))
             else:
                 spans.append((self.low, self.high - self.low))
+        for channel, (summary, (_, span)) in enumerate(zip(summaries, spans, strict=True)):
+            if span <= 0 and summary.minimum < summary.maximum:
+                raise SourceError(
+                    f"Expected channel {channel} to have values to normalise by, but those that "
+                    f"{self} takes are equal, although it reaches from {summary.minimum} to "
+                    f"{summary.maximum}: probably nearly all of it is one value, or a few extreme "
+                    f"pixels hide the rest. Clip them, or normalise by a fixed range."
+                )
         return [offset for offset, _ in spans], [1 / span if span else 1.0 for _, span in spans]
 
 
@@ -137,5 +145,9 @@ def summarise(image: NDArray[np.generic], percentiles: tuple[float, ...]) -> lis
         raise SourceError(
             "Expected finite pixel values, got NaN or infinity: replace them before predicting."
         )
-    bins = Bins.for_dtype(image.dtype) or Bins.for_span(float(image.min()), float(image.max()))
-    return [Summary.of(bins, bins.count(channel), percentiles) for channel in image]
+    summaries = []
+    for channel in image:
+        span = (float(channel.min()), float(channel.max()))
+        bins = Bins.for_dtype(image.dtype) or Bins.for_span(*span)
+        summaries.append(Summary.of(bins, bins.count(channel), percentiles))
+    return summaries

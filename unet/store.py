@@ -9,7 +9,10 @@ left out because it holds only zeros could not be told from a hole.
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import product
 from pathlib import Path
 from typing import Any, cast
@@ -18,10 +21,12 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
+from zarr.errors import ContainsArrayError, ContainsGroupError
 
 from unet.errors import StoreError
 from unet.geometry import Box, Sizes, block_box, grid
 from unet.layout import Layout
+from unet.plan import ImageRef
 from unet.sources.base import GRID, ORDER
 
 
@@ -30,9 +35,13 @@ class Pixels:
 
     axes      the array's axes in its own order
     channels  the channels to read, in this order; None for all
+    own       whether this project wrote it: then every shard is there, and a missing one is an
+              error; of another's array a missing chunk is background, as Zarr says
     """
 
-    def __init__(self, array: zarr.Array[Any], axes: str, channels: Sizes | None = None) -> None:
+    def __init__(
+        self, array: zarr.Array[Any], axes: str, channels: Sizes | None = None, own: bool = True
+    ) -> None:
         if len(axes) != array.ndim:
             raise StoreError(
                 f"Expected {array.store_path} to have the axes {axes!r}, but it has "
@@ -41,6 +50,7 @@ class Pixels:
         self.array = array
         self.axes = axes
         self.channels = channels
+        self.own = own
 
     @property
     def grid_shape(self) -> Sizes:
@@ -51,8 +61,10 @@ class Pixels:
     def read(self, box: Box) -> NDArray[np.generic]:
         """The pixels of `box` on (t, z, y, x), as (t, c, z, y, x).
 
-        Raises StoreError where a chunk is damaged.
+        Raises StoreError where a chunk is damaged, or a shard is missing.
         """
+        if self.own:
+            self._refuse_holes(box)
         where = dict(zip(GRID, box.slices, strict=True))
         if self.channels is not None:
             where["c"] = slice(min(self.channels), max(self.channels) + 1)
@@ -69,9 +81,10 @@ class Pixels:
         values = values.transpose(order)
         present = iter(values.shape)
         values = values.reshape([next(present) if axis in self.axes else 1 for axis in ORDER])
-        if self.channels is None or len(self.channels) == values.shape[1]:
+        if self.channels is None:
             return values
-        return values[:, [c - min(self.channels) for c in self.channels]]
+        picked = [c - min(self.channels) for c in self.channels]
+        return values if picked == list(range(values.shape[1])) else values[:, picked]
 
     def write(self, box: Box, values: NDArray[np.generic]) -> None:
         """Store `values` (t, c, z, y, x) at `box`, which is whole shards of this array."""
@@ -88,6 +101,15 @@ class Pixels:
         step = dict(zip(GRID, block, strict=True))
         position = tuple(start[a] // step[a] if a in step else 0 for a in self.axes)
         return self._file(position)
+
+    def _refuse_holes(self, box: Box) -> None:
+        for file in self._shard_files(box):
+            if not file.exists():
+                raise StoreError(
+                    f"Expected the file {file}, written by an earlier stage, and found none: it "
+                    f"was deleted since. Run the stage that made it again, with --forcerun ingest "
+                    f"or --forcerun predict."
+                )
 
     def _shard_files(self, box: Box) -> Iterator[Path]:
         """The files of all shards that a box touches."""
@@ -111,17 +133,18 @@ def create(group: Path, name: str, layout: Layout) -> Pixels:
     """
     path = group / name
     if not (path / "zarr.json").exists():
-        zarr.create_array(
-            path,
-            shape=layout.on_disk(layout.shape),
-            dtype=layout.dtype,
-            chunks=layout.on_disk(layout.chunk),
-            shards=layout.on_disk(layout.shard),
-            compressors=_codecs(np.dtype(layout.dtype)),
-            dimension_names=list(layout.axes),
-            fill_value=0,
-            zarr_format=3,
-        )
+        with suppress(ContainsArrayError):  # another job of this run was quicker
+            zarr.create_array(
+                path,
+                shape=layout.on_disk(layout.shape),
+                dtype=layout.dtype,
+                chunks=layout.on_disk(layout.chunk),
+                shards=layout.on_disk(layout.shard),
+                compressors=_codecs(np.dtype(layout.dtype)),
+                dimension_names=list(layout.axes),
+                fill_value=0,
+                zarr_format=3,
+            )
     pixels = open_pixels(path, "", layout.axes)
     found = (pixels.array.shape, str(pixels.array.dtype), pixels.array.shards)
     wanted = (layout.on_disk(layout.shape), layout.dtype, layout.on_disk(layout.shard))
@@ -133,23 +156,57 @@ def create(group: Path, name: str, layout: Layout) -> Pixels:
     return pixels
 
 
-def open_pixels(
-    store: Path, array: str, axes: str, channels: Sizes | None = None, mode: str = "r+"
-) -> Pixels:
-    """Open an existing array, of Zarr v2 or v3. Raises StoreError where there is none."""
+def open_pixels(store: Path, array: str, axes: str, *, mode: str = "r+") -> Pixels:
+    """Open an array that this project made. Raises StoreError where there is none."""
+    return Pixels(_opened(store / array, mode), axes)
+
+
+def open_image(image: ImageRef) -> Pixels:
+    """Open an image for reading: the copy that ingest made, or the user's own Zarr."""
+    array = _opened(Path(image.store) / image.array, "r")
+    return Pixels(array, image.axes, image.channels, own=image.copied)
+
+
+def _opened(path: Path, mode: str) -> zarr.Array[Any]:
     try:
-        opened = zarr.open_array(store / array, mode=cast(Any, mode))
+        opened = zarr.open_array(path, mode=cast(Any, mode))
     except (FileNotFoundError, ValueError, KeyError) as error:
         raise StoreError(
-            f"Expected a Zarr array at {store / array}, and found none ({error}). It was moved or "
+            f"Expected a Zarr array at {path}, and found none ({error}). It was moved or "
             f"deleted since its stage ended: run that stage again with --forcerun."
         ) from error
-    return Pixels(opened.with_config({"write_empty_chunks": True}), axes, channels)
+    return opened.with_config({"write_empty_chunks": True})
+
+
+def identity(image: ImageRef) -> str:
+    """Names the files of an image that is read in place: their paths, sizes and times of change.
+
+    Why not their content: it is looked at before each job, and the image may be terabytes.
+    """
+    folder = Path(image.store) / image.array
+    seen = hashlib.sha256()
+    for parent, folders, files in os.walk(folder):
+        folders.sort()
+        for name in sorted(files):
+            stat = Path(parent, name).stat()
+            seen.update(f"{parent}/{name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+    return seen.hexdigest()[:16]
 
 
 def write_attributes(group: Path, attributes: dict[str, Any]) -> None:
     """Make `group` a Zarr v3 group with these attributes, over the ones it has."""
-    zarr.open_group(group, mode="a", zarr_format=3).update_attributes(attributes)
+    try:
+        opened = zarr.open_group(group, mode="a", zarr_format=3)
+    except ContainsGroupError:  # another job of this run was quicker
+        opened = zarr.open_group(group, mode="r+", zarr_format=3)
+    if any(opened.attrs.get(key) != value for key, value in attributes.items()):
+        opened.update_attributes(attributes)
+
+
+def sweep(folder: Path) -> None:
+    """Delete what killed writers left half written; only while nothing writes there."""
+    for partial in folder.rglob("*.partial"):
+        partial.unlink(missing_ok=True)
 
 
 def read_attributes(group: Path) -> dict[str, Any]:

@@ -66,7 +66,7 @@ class Target:
         done = bytearray(count)
         for block, size in recorded(self.ledger):
             if 0 <= block < count:
-                done[block] = self._size(block) == size
+                done[block] |= self._size(block) == size
         return done
 
     def _size(self, block: int) -> int | None:

@@ -32,6 +32,8 @@ from unet.statistics import BINS, Bins
 from unet.workspace import Target, Workspace, finish
 
 LARGEST_PIECE = 1 << 30
+HISTOGRAMS = "histograms.npy"
+READERS = 1  # counted up when a reader gives other pixels than before
 DIGEST_BYTES = hashlib.sha256().digest_size
 
 
@@ -40,13 +42,13 @@ class Ingested:
     """The manifest of the stage.
 
     image       where the pixels are and what they are
-    histograms  file of the counts, (channels, 65536) int64
-    bins        what the counts are of
+    histograms  file of the counts, (channels, 65536) int64, beside the manifest
+    bins        what the counts of each channel are of
     """
 
     image: ImageRef
     histograms: str
-    bins: Bins
+    bins: tuple[Bins, ...]
 
 
 @dataclass(frozen=True)
@@ -79,8 +81,8 @@ class Surveyed:
     """What one block adds to the knowledge of its image; counts hold the filled bins only."""
 
     digest: bytes
-    low: float
-    high: float
+    low: list[float]
+    high: list[float]
     filled: list[NDArray[np.int64]]
     counts: list[NDArray[np.int64]]
 
@@ -92,23 +94,23 @@ class SurveyJob:
     name: str
     image: ImageRef
     block: Sizes
-    bins: Bins | None
+    bins: tuple[Bins, ...] | None
 
     def open(self) -> Callable[[int], Surveyed]:
         """Open the image on a worker."""
         image = self.image
-        pixels = store.open_pixels(
-            Path(image.store), image.array, image.axes, image.channels, mode="r"
-        )
+        pixels = store.open_image(image)
 
         def survey(index: int) -> Surveyed:
             values = pixels.read(block_box(index, image.shape, self.block))
-            low, high = float(values.min()), float(values.max())
-            if not (math.isfinite(low) and math.isfinite(high)):
+            low = [float(values[:, c].min()) for c in range(values.shape[1])]
+            high = [float(values[:, c].max()) for c in range(values.shape[1])]
+            if not all(map(math.isfinite, low + high)):
                 raise _not_finite(image.store, block_box(index, image.shape, self.block))
             filled, counts = [], []
             for channel in range(values.shape[1]):
-                of_channel = self.bins.count(values[:, channel]) if self.bins else np.zeros(0, int)
+                part = values[:, channel]
+                of_channel = self.bins[channel].count(part) if self.bins else np.zeros(0, int)
                 filled.append(np.flatnonzero(of_channel))
                 counts.append(of_channel[filled[-1]])
             digest = hashlib.sha256(np.ascontiguousarray(values).data).digest()
@@ -142,12 +144,18 @@ def _located(source: Source, spec: SourceSpec, place: Workspace) -> tuple[ImageR
     if there is None:
         files = [(path, Path(path).stat()) for path in source_files(spec.path)]
         identity = [[path, stat.st_size, stat.st_mtime_ns] for path, stat in files]
-        work = place.work("ingest", fingerprint(spec, identity))
+        # A corrected pixel size is no other image, unless it is what chooses the level.
+        read_as = spec if spec.level_pixel_size else replace(spec, pixel_size=None)
+        work = place.work("ingest", fingerprint(read_as, identity, READERS))
         store_path, array, axes, channels = str(work / "image.ome.zarr"), "0", source.axes, None
-        block = _copy_block(shape, pieces, source.dtype.itemsize * source.shape[1], spec.path)
+        # A block that asks the source to decode no piece twice, if it can be.
+        piece = tuple(round_up(p, c) for p, c in zip(pieces, image_chunk(shape), strict=True))
+        _refuse_large(piece, source, spec.path)
+        block = grow_block(piece, shape, 2, BLOCK_PIXELS)
     else:
         store_path, array, axes = there.store, there.array, there.axes
         channels = there.channels if "c" in axes else None
+        _refuse_large(pieces, source, spec.path)
         block = grow_block(pieces, shape, 2, BLOCK_PIXELS)
     image = ImageRef(
         store=store_path,
@@ -163,16 +171,14 @@ def _located(source: Source, spec: SourceSpec, place: Workspace) -> tuple[ImageR
     return image, block
 
 
-def _copy_block(shape: Sizes, pieces: Sizes, bytes_a_pixel: int, path: str) -> Sizes:
-    """A block of about BLOCK_PIXELS that asks a source to decode no piece twice, if it can be."""
-    piece = tuple(round_up(p, c) for p, c in zip(pieces, image_chunk(shape), strict=True))
-    if math.prod(piece) * bytes_a_pixel > LARGEST_PIECE:
+def _refuse_large(piece: Sizes, source: Source, path: str) -> None:
+    """Raise SourceError if the smallest part of the image that can be read alone is too large."""
+    size = math.prod(piece) * source.shape[1] * source.dtype.itemsize
+    if size > LARGEST_PIECE:
         raise SourceError(
             f"Expected {path} to be stored in pieces that can be read alone, but its smallest is "
-            f"{math.prod(piece) * bytes_a_pixel / 1e9:.1f} GB once decoded. Convert it to a tiled "
-            f"TIFF or to OME-Zarr."
+            f"{size / 1e9:.1f} GB once decoded. Convert it to a tiled TIFF or to OME-Zarr."
         )
-    return grow_block(piece, shape, 2, BLOCK_PIXELS)
 
 
 def _copy(
@@ -183,6 +189,7 @@ def _copy(
     machines: cluster.Machines,
 ) -> None:
     group = Path(image.store)
+    store.sweep(group)
     channels = len(image.channel_names)
     layout = image_layout(image.axes, image.shape, channels, image.dtype, block)
     described = ome.multiscales(group.stem, image.axes, image.pixel_size, [(1,) * 4], "mean")
@@ -206,35 +213,38 @@ def _survey(
     machines: cluster.Machines,
 ) -> tuple[ImageRef, Ingested]:
     """Read the image: once for 8 and 16 bit integers, else once more to know their span first."""
-    bins = Bins.for_dtype(np.dtype(image.dtype))
-    count = store.block_count(image.shape, block)
+    count, channels = store.block_count(image.shape, block), len(image.channel_names)
+    known = Bins.for_dtype(np.dtype(image.dtype))
+    bins = None if known is None else (known,) * channels
+    if not image.copied:
+        image = replace(image, identity=store.identity(image))
 
-    def read(bins: Bins | None) -> tuple[str, float, float, NDArray[np.int64]]:
-        digests, extremes = bytearray(count * DIGEST_BYTES), [math.inf, -math.inf]
-        totals = np.zeros((len(image.channel_names), BINS), np.int64)
+    def read(bins: tuple[Bins, ...] | None) -> tuple[bytearray, list[float], list[float]]:
+        digests = bytearray(count * DIGEST_BYTES)
+        low, high = [math.inf] * channels, [-math.inf] * channels
 
         def add(index: int, found: Surveyed) -> None:
             digests[index * DIGEST_BYTES : (index + 1) * DIGEST_BYTES] = found.digest
-            extremes[:] = min(extremes[0], found.low), max(extremes[1], found.high)
-            for channel, (filled, counts) in enumerate(
-                zip(found.filled, found.counts, strict=True)
-            ):
-                totals[channel, filled] += counts
+            low[:] = map(min, low, found.low)
+            high[:] = map(max, high, found.high)
+            for total, filled, counts in zip(totals, found.filled, found.counts, strict=True):
+                total[filled] += counts
 
         job = SurveyJob(f"survey {place.name}", image.absolute(), block, bins)
         cluster.run(client, job, iter(range(count)), add, machines.in_flight)
-        return hashlib.sha256(digests).hexdigest(), extremes[0], extremes[1], totals
+        return digests, low, high
 
-    digest, low, high, totals = read(bins)
+    totals = np.zeros((channels, BINS), np.int64)
+    digests, low, high = read(bins)
     if bins is None:
-        bins = Bins.for_span(low, high)
-        digest, _, _, totals = read(bins)
-    image = replace(image, span=(low, high), digest=fingerprint(digest, image.dtype, image.shape))
-    histograms = place.work("survey", image.digest) / "histograms.npy"
+        bins = tuple(map(Bins.for_span, low, high))
+        digests, _, _ = read(bins)
+    digest = fingerprint(hashlib.sha256(digests).hexdigest(), image.dtype, image.shape)
     content = io.BytesIO()  # numpy itself does not say that a disk is full
     np.save(content, totals)
-    write_whole(histograms, content.getvalue())
-    return image, Ingested(image, str(histograms), bins)
+    write_whole(place.root / HISTOGRAMS, content.getvalue())
+    image = replace(image, span=(min(low), max(high)), digest=digest)
+    return image, Ingested(image, HISTOGRAMS, bins)
 
 
 def _grid_sizes(five: Sizes) -> Sizes:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from unet import cluster, store
@@ -23,7 +24,7 @@ from unet.inference import Inference, WindowRunner
 from unet.manifest import write_manifest
 from unet.model_folder import find_model
 from unet.plan import Plan
-from unet.stages.split import read_plan
+from unet.stages.split import read_plan, refuse_changed
 from unet.weights import load_network
 from unet.workspace import Workspace, finish, probabilities, probabilities_group
 
@@ -56,9 +57,7 @@ class PredictJob:
     def open(self) -> Callable[[int], int]:
         """Load the network on a worker and open its stores."""
         plan, image = self.plan, self.plan.image
-        source = store.open_pixels(
-            Path(image.store), image.array, image.axes, image.channels, mode="r"
-        )
+        source = store.open_image(image)
         target = store.open_pixels(Path(self.store), "0", plan.axes)
         runner = self.runner()
         device = threading.Lock()
@@ -68,6 +67,11 @@ class PredictJob:
             pixels = read_mirrored(source.read, plan.reads(block), image.shape)
             with device:
                 probabilities = runner.block(pixels, box)
+            if not np.isfinite(probabilities).all():
+                raise ModelError(
+                    f"Expected finite probabilities, got NaN at (t, z, y, x) = {box}: the values "
+                    f"of the image or of the weights are too large for the network's numbers."
+                )
             target.write(box, probabilities)
             return target.shard_file(block, plan.block).stat().st_size
 
@@ -109,6 +113,7 @@ class PredictJob:
 def run(place: Workspace, slab: int, slabs: int, machines: cluster.Machines, device: str) -> None:
     """Predict slab number `slab` of `slabs`, and write its manifest."""
     plan = read_plan(place)
+    refuse_changed(plan.image)
     target = probabilities(plan, place)
     blocks = slab_range(slab, slabs, plan.blocks)
     job = PredictJob(
@@ -122,6 +127,7 @@ def run(place: Workspace, slab: int, slabs: int, machines: cluster.Machines, dev
     writer = f"slab-{slab + 1}-of-{slabs}"
     with cluster.connect(machines) as client:
         finish(client, job, target, blocks, writer, machines.in_flight, pixels)
+    refuse_changed(plan.image)
     manifest = place.root / "predict" / f"{slab + 1}-of-{slabs}.json"
     write_manifest(manifest, Predicted(plan.fingerprint, slab, slabs, len(blocks)))
 

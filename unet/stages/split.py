@@ -12,13 +12,14 @@ from pathlib import Path
 
 import numpy as np
 
-from unet.errors import ModelError
+from unet import store
+from unet.errors import ModelError, SourceError
 from unet.manifest import read_manifest, write_manifest
 from unet.model_folder import ModelSpec, find_model
 from unet.plan import ImageRef, Plan, Request, make_plan
 from unet.stages.ingest import Ingested
 from unet.statistics import Summary
-from unet.workspace import Workspace
+from unet.workspace import Workspace, probabilities
 
 log = logging.getLogger(__name__)
 
@@ -30,10 +31,14 @@ def run(place: Workspace, model: str, request: Request, slabs: int) -> Plan:
     ingested = read_manifest(place.manifest("ingest"), Ingested)
     spec = find_model(model)
     _check_fit(ingested.image, spec)
-    counts = np.load(ingested.histograms, allow_pickle=False)
+    refuse_changed(ingested.image)
+    counts = np.load(place.root / ingested.histograms, allow_pickle=False)
     percentiles = spec.normalisation.percentiles
     offset, scale = spec.normalisation.affine(
-        [Summary.of(ingested.bins, channel, percentiles) for channel in counts]
+        [
+            Summary.of(bins, channel, percentiles)
+            for bins, channel in zip(ingested.bins, counts, strict=True)
+        ]
     )
     plan = make_plan(
         image=ingested.image,
@@ -44,6 +49,7 @@ def run(place: Workspace, model: str, request: Request, slabs: int) -> Plan:
         request=request,
         slabs=slabs,
     )
+    probabilities(plan, place)  # made here, by one job, before slabs open it side by side
     write_manifest(place.manifest("split"), plan)
     log.info("%s: %s", place.name, described(plan))
     return plan
@@ -61,6 +67,15 @@ def described(plan: Plan) -> str:
 def read_plan(place: Workspace) -> Plan:
     """The plan that `run` wrote."""
     return read_manifest(place.manifest("split"), Plan)
+
+
+def refuse_changed(image: ImageRef) -> None:
+    """Raise SourceError if an image that is read in place is not as it was when it was ingested."""
+    if not image.copied and store.identity(image) != image.identity:
+        raise SourceError(
+            f"Expected {image.store} as it was when it was ingested, but its files were changed "
+            f"since, and blocks of two images must not mix. Run again with --forcerun ingest."
+        )
 
 
 def _check_fit(image: ImageRef, spec: ModelSpec) -> None:

@@ -11,7 +11,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -21,10 +21,10 @@ from unet.errors import ConfigError, StoreError
 from unet.geometry import Sizes, block_box
 from unet.layout import Layout, image_block, image_layout, pyramid
 from unet.manifest import fingerprint, write_manifest
-from unet.plan import ImageRef, Plan
+from unet.plan import RESULTS, ImageRef, Plan
 from unet.pyramid import LevelJob
 from unet.sources.base import ORDER
-from unet.stages.split import read_plan
+from unet.stages.split import read_plan, refuse_changed
 from unet.workspace import Target, Workspace, finish, probabilities, probabilities_group
 
 MASK = Path("labels", "mask")
@@ -89,9 +89,7 @@ class ImageJob:
     def open(self) -> Callable[[int], int]:
         """Open both images on a worker."""
         image = self.image
-        source = store.open_pixels(
-            Path(image.store), image.array, image.axes, image.channels, mode="r"
-        )
+        source = store.open_image(image)
         target = store.open_pixels(Path(self.target), "0", self.axes)
 
         def copy(block: int) -> int:
@@ -113,9 +111,14 @@ def run(place: Workspace, choice: Choice, machines: cluster.Machines) -> None:
             f"Expected `threshold` only with a model of two classes, but {plan.model} has "
             f"{len(plan.classes)}, of which the most probable wins. Leave `threshold` out."
         )
+    refuse_changed(plan.image)
     source = probabilities(plan, place)
+    store.sweep(probabilities_group(plan, place))
     refuse_holes(plan, source)
-    work = place.work("stitch", fingerprint(plan.fingerprint, choice, place.name))
+    image = replace(plan.image, store="", digest="")
+    described = (plan.fingerprint, choice, place.name, image, plan.classes, RESULTS)
+    work = place.work("stitch", fingerprint(*described))
+    store.sweep(work)
     group = work / "result.ome.zarr"
     if not _is_published(place, work.name):
         with cluster.connect(machines) as client:
@@ -123,7 +126,8 @@ def run(place: Workspace, choice: Choice, machines: cluster.Machines) -> None:
             if choice.image:
                 builder.image()
             builder.mask(choice.threshold, probabilities_group(plan, place).absolute())
-        store.write_attributes(group, {"unet": {"run": work.name}})
+        store.write_attributes(group, {"unet": {}})
+        store.write_attributes(group, {"unet": {"run": work.name, "files": _count_files(group)}})
         publish(group, place)
     manifest = Stitched(str(place.result), str(place.result / MASK), work.name)
     write_manifest(place.manifest("stitch"), manifest)
@@ -150,10 +154,14 @@ def publish(group: Path, place: Workspace) -> None:
     Killed between them, both stores are whole, and the next run does the second rename.
     """
     replaced = place.root / "work" / "replaced"
-    shutil.rmtree(replaced, ignore_errors=True)
     if place.result.exists():
+        shutil.rmtree(replaced, ignore_errors=True)
         place.result.rename(replaced)
-    group.rename(place.result)
+    try:
+        group.rename(place.result)
+    except OSError:
+        replaced.rename(place.result)
+        raise
     shutil.rmtree(replaced, ignore_errors=True)
 
 
@@ -232,11 +240,17 @@ def link_tree(source: Path, target: Path) -> None:
         try:
             os.link(file, copy)
         except OSError:
-            shutil.copyfile(file, copy)
+            shutil.copyfile(file, f"{copy}.partial")
+            Path(f"{copy}.partial").rename(copy)
 
     shutil.copytree(source, target, copy_function=link, dirs_exist_ok=True)
 
 
 def _is_published(place: Workspace, run: str) -> bool:
-    """Whether the result that is there is already the one of this run."""
-    return bool(store.read_attributes(place.result).get("unet", {}).get("run") == run)
+    """Whether the result that is there is already the one of this run, and whole."""
+    recorded = store.read_attributes(place.result).get("unet")
+    return bool(recorded == {"run": run, "files": _count_files(place.result)})
+
+
+def _count_files(group: Path) -> int:
+    return sum(len(files) for _, _, files in os.walk(group))

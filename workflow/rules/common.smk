@@ -58,7 +58,8 @@ def model_of(wildcards):
 
 
 def model_files(wildcards):
-    return str(find_model(CONFIG.images[wildcards.image].model).folder / "model.yaml")
+    model = find_model(CONFIG.images[wildcards.image].model)
+    return [str(model.folder / "model.yaml"), str(model.weights)]
 
 
 def machine_cores():
