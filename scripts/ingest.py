@@ -14,4 +14,5 @@ if __name__ == "__main__":
             SourceSpec(**snakemake.params.source),
             Workspace(Path(snakemake.output[0]).parent),
             Machines.for_data(scheduler_address(snakemake.params.scheduler), snakemake.threads),
+            snakemake.params.model,
         )

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 from unet.errors import to_user_error
 
+INTERRUPTED = 130  # what a shell says of a program that Ctrl-C ended
 FORMAT = "%(asctime)s %(message)s"
 
 
@@ -30,6 +31,9 @@ def told(log_file: str) -> Iterator[None]:
     before, log.handlers[:] = log.handlers[:], handlers
     try:
         yield
+    except KeyboardInterrupt:
+        log.error("Interrupted. What is done is kept; give the same command to go on.")
+        raise SystemExit(INTERRUPTED) from None
     except BaseException as error:
         told_as = to_user_error(error)
         if told_as is None:

@@ -55,6 +55,21 @@ class ModelSpec:
         said = (self.weights_sha256, self.architecture, self.normalisation)
         return hashlib.sha256(repr(said).encode()).hexdigest()
 
+    def refuse_channels(self, names: tuple[str, ...], path: str) -> None:
+        """Raise ModelError if an image does not have as many channels as the network."""
+        wanted = self.architecture.in_channels
+        if len(names) == wanted:
+            return
+        advice = (
+            f"Choose them with `channels`, for example `channels: [{', '.join(names[:wanted])}]`"
+            if len(names) > wanted
+            else "Choose another model: channels that are not in the image cannot be made up"
+        )
+        raise ModelError(
+            f"Expected an image with {wanted} channels ({', '.join(self.channels)}) for the model "
+            f"{self.name}, got {len(names)} ({', '.join(names)}) in {path}. {advice}."
+        )
+
 
 def find_model(name_or_path: str | Path) -> ModelSpec:
     """Read the description of a shipped model (a name) or of any folder (a path).

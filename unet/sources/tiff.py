@@ -204,11 +204,24 @@ def find_tiff(spec: SourceSpec) -> Found:
                 "probably cut short or damaged; copy it again and compare the sizes."
             ) from error
         # the largest is not a thumbnail, a label or an overview of the slide
+        _refuse_appended(spec, series)
         main = max(series, key=lambda s: s.keyframe.imagewidth * s.keyframe.imagelength)
         _check_series(spec, tif, main, next_page)
         found = _find(spec, tif, main)
         opened.pop_all()
     return found
+
+
+def _refuse_appended(spec: SourceSpec, series: list[tifffile.TiffPageSeries]) -> None:
+    """Raise SourceError for images that were appended one by one: which is meant is not said."""
+    first = series[0]
+    if len(series) > 1 and all(s.kind == "shaped" and s.shape == first.shape for s in series):
+        raise SourceError(
+            f"{spec.path} holds {len(series)} images of shape {first.shape} that were appended "
+            "one by one, and does not say that they are one stack. Write them as one array, for "
+            "example tifffile.imwrite(path, stack, metadata={'axes': 'ZYX'}), or as a folder of "
+            "slices."
+        )
 
 
 def _find(spec: SourceSpec, tif: tifffile.TiffFile, series: tifffile.TiffPageSeries) -> Found:

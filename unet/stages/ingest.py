@@ -25,6 +25,7 @@ from unet.errors import SourceError
 from unet.geometry import Box, Sizes, block_box, grow_block, round_up
 from unet.layout import BLOCK_PIXELS, image_chunk, image_layout
 from unet.manifest import fingerprint, write_manifest, write_whole
+from unet.model_folder import find_model
 from unet.plan import ImageRef
 from unet.sources import open_source, source_files
 from unet.sources.base import GRID, ORDER, Source, SourceSpec
@@ -119,13 +120,19 @@ class SurveyJob:
         return survey
 
 
-def run(spec: SourceSpec, place: Workspace, machines: cluster.Machines) -> None:
+def run(
+    spec: SourceSpec, place: Workspace, machines: cluster.Machines, model: str | None = None
+) -> None:
     """Ingest one image and write its manifest.
 
-    Raises SourceError, before anything is written, for what cannot be read.
+    model  that the image is for, if it is known: the number of channels is then compared first
+
+    Raises SourceError and ModelError, before anything is written, for what cannot be used.
     """
     source = open_source(spec)
     try:
+        if model is not None:
+            find_model(model).refuse_channels(source.channel_names, spec.path)
         image, block = _located(source, spec, place)
         with cluster.connect(machines) as client:
             if source.in_place is None:

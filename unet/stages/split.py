@@ -8,7 +8,6 @@ reads manifests only, never pixels, and refuses what cannot work before anything
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 
 import numpy as np
 
@@ -79,13 +78,7 @@ def refuse_changed(image: ImageRef) -> None:
 
 
 def _check_fit(image: ImageRef, spec: ModelSpec) -> None:
-    wanted = spec.architecture.in_channels
-    if len(image.channel_names) != wanted:
-        raise ModelError(
-            f"Expected an image with {wanted} channels ({', '.join(spec.channels)}) for the model "
-            f"{spec.name}, got {len(image.channel_names)} ({', '.join(image.channel_names)}) in "
-            f"{Path(image.store).name}. Choose them with `channels`."
-        )
+    spec.refuse_channels(image.channel_names, image.store)
     if spec.architecture.dims == 3 and image.shape[1] == 1:
         raise ModelError(
             f"Expected a stack for the 3D model {spec.name}, got a single plane of shape "

@@ -7,6 +7,7 @@ earlier one by renaming, so that whoever opens the result sees a whole one.
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import shutil
@@ -26,6 +27,8 @@ from unet.pyramid import LevelJob
 from unet.sources.base import ORDER
 from unet.stages.split import read_plan, refuse_changed
 from unet.workspace import Target, Workspace, finish, probabilities, probabilities_group
+
+log = logging.getLogger(__name__)
 
 MASK = Path("labels", "mask")
 NAMED_HOLES = 5
@@ -131,6 +134,7 @@ def run(place: Workspace, choice: Choice, machines: cluster.Machines) -> None:
         publish(group, place)
     manifest = Stitched(str(place.result), str(place.result / MASK), work.name)
     write_manifest(place.manifest("stitch"), manifest)
+    log.info("%s: the mask is %s", place.name, manifest.mask)
 
 
 def refuse_holes(plan: Plan, source: Target) -> None:

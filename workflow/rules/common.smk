@@ -64,7 +64,7 @@ def model_files(wildcards):
 
 def machine_cores():
     """All cores of a workstation; a cluster's profile sets the threads of each rule."""
-    return workflow.cores or 8
+    return getattr(workflow.resource_settings, "cores", None) or 8
 
 
 def download_of(wildcards):

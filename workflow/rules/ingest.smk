@@ -12,6 +12,7 @@ rule ingest:
     threads: machine_cores()
     params:
         source=source_spec,
+        model=model_of,
         scheduler=CONFIG.scheduler,
         version=VERSION,
     script:
