@@ -1,6 +1,6 @@
 """Draw a part of a result as a PNG: the image, its mask, and the mask's outline on the image.
 
-    python scripts/picture.py results/slide/slide.ome.zarr slide.png --size 512
+python scripts/picture.py results/slide/slide.ome.zarr slide.png --size 512
 """
 
 import argparse
