@@ -54,10 +54,8 @@ def planned(
     offset, scale = model.normalisation.affine(summaries)
     return make_plan(
         image=ref,
-        architecture=model.architecture,
-        model=(str(model.folder), model.fingerprint),
+        model=model,
         affine=(tuple(offset), tuple(scale)),
-        classes=model.classes,
         request=replace(Request(memory=GENEROUS), **request),
         slabs=1,
     )

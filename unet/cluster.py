@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, Protocol
 from uuid import uuid4
@@ -95,6 +95,14 @@ class Machines:
     def for_network(cls, address: str | None, devices: tuple[str, ...], cores: int) -> Machines:
         """For the network: a process a GPU, or one for every 8 cores that convolve together."""
         return cls(address, devices, cores, BLOCKS_A_WORKER, min(cores, CORES_A_NETWORK))
+
+    def at_least(self, workers: int) -> Machines:
+        """With so many CPU workers, but no more than cores: they wait less for one another.
+
+        In one process threads take turns at Python's own work, which a light network feels.
+        """
+        fewer = self.cores // min(self.cores, workers)
+        return replace(self, cores_a_worker=min(self.cores_a_worker, fewer))
 
     @property
     def workers(self) -> int:

@@ -116,6 +116,8 @@ def run(place: Workspace, slab: int, slabs: int, machines: cluster.Machines, dev
     refuse_changed(plan.image)
     target = probabilities(plan, place)
     blocks = slab_range(slab, slabs, plan.blocks)
+    # A light network runs in as many processes as fit in the memory that one may use.
+    machines = machines.at_least(plan.memory // plan.worker_bytes)
     job = PredictJob(
         name=f"predict {place.name} {slab + 1}/{slabs} {plan.fingerprint}",
         plan=plan.absolute(),
