@@ -71,13 +71,16 @@ def read_config(raw: Mapping[str, Any], schema_file: Path, made: Collection[str]
         raise ConfigError("; ".join(_sentence(error) for error in errors[:5]))
     filled = _with_defaults(raw, schema)
     _check_names(filled["images"])
-    images = {}
+    images: dict[str, ImageConfig] = {}
+    models: set[str] = set()
     for index, item in enumerate(filled["images"]):
         image = _image(item)
         try:
             if image.source.path not in made:
                 source_files(image.source.path)
-            find_model(image.model)
+            if image.model not in models:  # many images, few models
+                find_model(image.model)
+                models.add(image.model)
         except UserError as error:
             raise ConfigError(f"images[{index}] ({image.name}): {error}") from error
         images[image.name] = image

@@ -1,4 +1,5 @@
 from dataclasses import asdict
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -58,7 +59,13 @@ def model_of(wildcards):
 
 
 def model_files(wildcards):
-    model = find_model(CONFIG.images[wildcards.image].model)
+    return files_of_model(model_of(wildcards))
+
+
+@cache
+def files_of_model(name):
+    """Of a hundred images with one model, it is looked at once."""
+    model = find_model(name)
     return [str(model.folder / "model.yaml"), str(model.weights)]
 
 
