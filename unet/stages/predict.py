@@ -45,14 +45,14 @@ class PredictJob:
 
     store    group of the probabilities
     device   "gpu", "cpu", or "auto": a GPU where the worker sees one
-    threads  of torch, on a CPU
+    threads  of torch, on a CPU; None for the cores of the worker
     """
 
     name: str
     plan: Plan
     store: str
     device: str
-    threads: int
+    threads: int | None
 
     def open(self) -> Callable[[int], int]:
         """Load the network on a worker and open its stores."""
@@ -80,7 +80,7 @@ class PredictJob:
     def runner(self) -> WindowRunner:
         """What turns the pixels of a block into probabilities."""
         plan = self.plan
-        torch.set_num_threads(self.threads)
+        torch.set_num_threads(self.threads or cluster.cores_of_worker())
         spec = find_model(plan.model)
         if spec.fingerprint != plan.model_fingerprint:
             raise ModelError(
@@ -123,7 +123,7 @@ def run(place: Workspace, slab: int, slabs: int, machines: cluster.Machines, dev
         plan=plan.absolute(),
         store=str(probabilities_group(plan, place).absolute()),
         device=device,
-        threads=max(1, machines.cores // machines.workers),
+        threads=None if machines.address else max(1, machines.cores // machines.workers),
     )
     pixels = math.prod(plan.image.shape) * len(blocks) // plan.blocks
     writer = f"slab-{slab + 1}-of-{slabs}"
