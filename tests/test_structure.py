@@ -13,13 +13,14 @@ MODULES = sorted((REPOSITORY / "unet").rglob("*.py"))
 OWNERS = {
     "zarr": {"store.py", "sources/zarr_source.py"},
     "tifffile": {"sources/tiff.py"},
-    "distributed": {"cluster.py"},
+    "distributed": {"cluster.py", "jobqueue.py"},
+    "dask_jobqueue": {"jobqueue.py"},
     "torch": {"model.py", "weights.py", "inference.py", "stages/predict.py"},
     "safetensors": {"weights.py"},
     "jsonschema": {"config.py", "model_folder.py"},
     "snakemake": set(),
     "pickle": set(),
-    "dask": {"cluster.py"},
+    "dask": {"cluster.py", "jobqueue.py"},
 }
 
 
