@@ -302,3 +302,27 @@ def states(*numbers: str) -> list[str]:
     """How jobs ended."""
     listed = ("squeue", "--noheader", "--states=all", "--format=%T", f"--jobs={','.join(numbers)}")
     return sorted(shell(*listed).split())
+
+
+@pytest.mark.usefixtures("slurm")
+def test_a_job_of_two_gpus_has_a_worker_for_each_and_never_takes_the_cpu_instead() -> None:
+    code = """if True:
+        import os
+        from unet.cluster import Machines, connect
+        from unet.errors import DeviceError
+        from unet.stages.predict import choose_devices
+
+        given = tuple(os.environ["CUDA_VISIBLE_DEVICES"].split(","))
+        if __name__ == "__main__":
+            with connect(Machines.for_network(None, given, 2)) as client:
+                seen = client.run(os.getenv, "CUDA_VISIBLE_DEVICES")
+            print(given, sorted(seen.values()))
+            try:
+                choose_devices("auto", len(given))
+            except DeviceError as error:
+                print(error)
+    """
+    said = shell("srun", "--quiet", "--gpus=2", "--nodes=1", sys.executable, "-c", code)
+    assert "('0', '1') ['0', '1']" in said
+    # The GPUs are links to /dev/null, so torch finds none.
+    assert "Expected 2 GPU(s), as asked for, and found none" in said
