@@ -49,8 +49,9 @@ def main(arguments: list[str] | None = None) -> int:
     asked = parser.parse_args(arguments)
     if asked.jobs < 1 or not asked.command:
         parser.error("expected at least one job, and a command to run")
-    # As Ctrl-C: the jobs must end with this process, whatever ends it.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # The jobs must end with this process, whatever ends it (dask-jobqueue sets a handler too).
+    for ending in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(ending, signal.default_int_handler)
     LOGS.mkdir(parents=True, exist_ok=True)
     with told(str(LOGS / "jobqueue.log")), slurm_workers(asked.jobs) as (cluster, environment):
         return _run(asked.command, cluster, environment)
