@@ -19,6 +19,7 @@ OWNERS = {
     "safetensors": {"weights.py"},
     "jsonschema": {"config.py", "model_folder.py"},
     "snakemake": set(),
+    "obstore": {"location.py", "server.py"},
     "pickle": set(),
     "dask": {"cluster.py", "jobqueue.py"},
 }

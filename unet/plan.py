@@ -18,7 +18,6 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from itertools import product
-from pathlib import Path
 
 import numpy as np
 
@@ -26,6 +25,7 @@ from unet.architecture import FLOAT32_BYTES, Architecture
 from unet.errors import PlanError
 from unet.geometry import Box, Halo, Sizes, block_box, core_sizes, grid, grow_block, round_up
 from unet.layout import BLOCK_PIXELS, Layout, with_channels
+from unet.location import locate
 from unet.manifest import fingerprint
 from unet.model_folder import ModelSpec
 from unet.sources.base import GRID, ORDER
@@ -61,7 +61,7 @@ class ImageRef:
 
     def absolute(self) -> ImageRef:
         """With a path that workers find wherever they were started; manifests can be moved."""
-        return replace(self, store=str(Path(self.store).absolute()))
+        return replace(self, store=str(locate(self.store).absolute()))
 
 
 @dataclass(frozen=True)

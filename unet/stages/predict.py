@@ -12,7 +12,6 @@ import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,6 +20,7 @@ from unet import cluster, store
 from unet.errors import DeviceError, ModelError
 from unet.geometry import read_mirrored, slab_range
 from unet.inference import Inference, WindowRunner
+from unet.location import locate
 from unet.manifest import write_manifest
 from unet.model_folder import find_model
 from unet.plan import Plan
@@ -58,7 +58,7 @@ class PredictJob:
         """Load the network on a worker and open its stores."""
         plan, image = self.plan, self.plan.image
         source = store.open_image(image)
-        target = store.open_pixels(Path(self.store), "0", plan.axes)
+        target = store.open_pixels(locate(self.store), "0", plan.axes)
         runner = self.runner()
         device = threading.Lock()
 

@@ -8,7 +8,7 @@ from snakemake.exceptions import WorkflowError
 from unet.config import read_config
 from unet.errors import UserError
 from unet.model_folder import find_model
-from unet.sources import source_files
+from unet.sources import local_files
 
 VERSION = version("unet-stitch")
 MANY_FILES = 1000
@@ -45,9 +45,9 @@ CONFIG = checked_config()
 
 
 def source_of(wildcards):
-    """The files of an image. Of very many slices the first: all are looked at when it runs."""
+    """The local files of an image. Of very many slices the first: all are looked at as it runs."""
     path = CONFIG.images[wildcards.image].source.path
-    return path if path in DOWNLOADS else source_files(path)[:MANY_FILES]
+    return path if path in DOWNLOADS else local_files(path)[:MANY_FILES]
 
 
 def source_spec(wildcards):
