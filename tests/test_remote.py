@@ -29,7 +29,7 @@ from zarr.storage import ObjectStore
 from unet import server
 from unet.cluster import Machines, connect
 from unet.config import read_config
-from unet.errors import ConfigError, ServerError, SourceError, StoreError
+from unet.errors import ConfigError, ServerError, SourceError, StoreError, UserError
 from unet.geometry import Box
 from unet.ledger import recorded
 from unet.location import RemotePath, files, locate
@@ -56,7 +56,7 @@ class Server:
 
     def run(self, script: str, *arguments: str) -> None:
         environment = {
-            **os.environ,
+            **{name: value for name, value in os.environ.items() if not name.startswith("AWS_")},
             "S3_TEST_DIR": str(self.folder),
             "S3_TEST_PORT": str(self.port),
             "S3_TEST_KEY": KEY,
@@ -328,7 +328,7 @@ def test_a_web_server_that_serves_no_parts_of_files_is_an_error(formats):
             with pytest.raises(ServerError, match="serves them whole only"):
                 open_source(SourceSpec(f"http://127.0.0.1:{port}/tiled.tif"))
             with pytest.raises(SourceError, match="does not exist: its server has no such file"):
-                open_source(SourceSpec(f"http://127.0.0.1:{port}/own.zarr"))
+                open_source(SourceSpec(f"http://127.0.0.1:{port}/no.zarr"))
         finally:
             web.terminate()
 
@@ -355,20 +355,22 @@ def test_any_box_of_uncompressed_data_is_found_by_its_bytes(data):
     assert found.dtype == np.dtype("u2")
 
 
-def test_a_zarr_on_s3_is_read_in_place(bucket, on_disk, pixels, source, tiny_model, tmp_path):
+def test_a_zarr_on_s3_is_read_in_place(
+    bucket, on_disk, pixels, source, tiny_model, machines, tmp_path
+):
     zarr.create_array(tmp_path / "own.zarr", data=pixels, chunks=(50, 70), zarr_format=2)
     image = upload(tmp_path / "own.zarr", bucket / "own.zarr")
     before = objects_in(bucket)
     place = Workspace(tmp_path / "image")
     spec = SourceSpec(str(image), pixel_size=source.pixel_size)
-    run_stages(spec, tiny_model, place, machines=ONE_CORE, **CUT)
+    run_stages(spec, tiny_model, place, machines=machines, **CUT)
     assert objects_in(bucket) == before
     assert not list((place.root / "work").glob("ingest-*"))
     assert files_in(place.result / "labels") == files_in(on_disk.result / "labels")
     assert np.array_equal(zarr.open_array(place.result / "0", mode="r")[...], pixels)
     (image / "0.1").write_bytes((image / "0.0").read_bytes())
     with pytest.raises(SourceError, match="changed since"):
-        predict.run(place, 0, 1, ONE_CORE, "cpu")
+        predict.run(place, 0, 1, machines, "cpu")
 
 
 # --- Writing --------------------------------------------------------------------------------------
@@ -385,7 +387,7 @@ def test_a_run_on_s3_gives_the_same_bytes_as_one_on_the_disk(
     wanted = {re.sub("^(ingest)-[0-9a-f]+", r"\1", n): c for n, c in stores(on_disk).items()}
     found = {re.sub("^(ingest)-[0-9a-f]+", r"\1", n): c for n, c in stores(place).items()}
     assert found == wanted
-    assert len(wanted) > 12 * 3
+    assert len(wanted) > 30
     here = {name.split("/")[0] for name in files_in(place.root)}
     assert here == {"ingest.json", "histograms.npy", "split.json", "predict", "stitch.json", "work"}
     assert all("/ledger/" in name for name in files_in(place.root / "work"))
@@ -476,10 +478,8 @@ def nothing_was_begun(place: Workspace) -> bool:
         ({"AWS_SECRET_ACCESS_KEY": "Wrong/" + SECRET}, r"127.0.0.1:\d+ refused \(status 403\)"),
         ({"AWS_ACCESS_KEY_ID": "wrong-" + KEY}, r"127.0.0.1:\d+ refused \(status 403\)"),
         ({"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, "answer from http://127.0.0.1:9 for s3://"),
-        (
-            {"AWS_ENDPOINT_URL": f"http://{KEY}:{SECRET}@127.0.0.1:9"},
-            "answer from http://127.0.0.1:9 for s3://",
-        ),
+        ({"AWS_ENDPOINT_URL": f"http://{KEY}:{SECRET}@h"}, "host in AWS_ENDPOINT_URL, and nothing"),
+        ({"AWS_ENDPOINT_URL": f"http://{KEY}:x@h:9"}, "host in AWS_ENDPOINT_URL, and nothing"),
     ],
 )
 @pytest.mark.parametrize("end", ["input", "output"])
@@ -491,14 +491,13 @@ def test_each_trouble_with_a_server_has_its_sentence_before_anything_is_begun(
     monkeypatch.setattr("unet.location.FIRST_PATIENCE", timedelta(seconds=0.5))
     place = on_s3(bucket, tmp_path) if end == "output" else Workspace(tmp_path / "image")
     spec = source if end == "output" else SourceSpec(f"{bucket}/image.tif")
-    with pytest.raises(ServerError, match=message) as told:
+    with pytest.raises(UserError, match=message) as told:
         ingest.run(spec, place, ONE_CORE)
     chain: BaseException | None = told.value
     while chain is not None:
         assert KEY not in str(chain)
         assert SECRET not in str(chain)
-        chain = chain.__cause__
-    assert told.value.__suppress_context__
+        chain = chain.__cause__ or (None if chain.__suppress_context__ else chain.__context__)
     assert nothing_was_begun(place)
 
 
@@ -529,7 +528,11 @@ def test_a_dry_run_asks_no_server_and_keys_are_written_nowhere(
 ):
     (bucket / "image.tif").write_bytes(Path(source.path).read_bytes())
     item = {"name": "image", "path": f"{bucket}/image.tif", "model": str(tiny_model.folder)}
-    config = {"images": [item], "stores": f"{bucket}/stores", "split": {"shard": [64, 64]}}
+    config = {
+        "images": [item],
+        "stores": f"{bucket}/stores",
+        "split": {"shard": [64, 64], "chunk": [32, 32]},
+    }
     with monkeypatch.context() as patch:
         patch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
         planned = run_workflow(config, tmp_path, "--dry-run")
@@ -562,12 +565,13 @@ def test_a_run_rides_out_a_server_that_goes_and_comes_back(
     do = predict.PredictJob("serial", plan, group, "cpu", threads=1).open()
     for block in range(4):
         do(block)
-    with monkeypatch.context() as patch:
-        patch.setattr("unet.location.PATIENCE", timedelta(seconds=0.5))
-        hasty = predict.PredictJob("hasty", plan, group, "cpu", threads=1).open()
     s3.kill()
-    with pytest.raises(ServerError, match=rf"answer from http://127.0.0.1:{s3.port} for s3://"):
-        hasty(5)
+    with monkeypatch.context() as patch:
+        patch.setattr(server, "PATIENCE", timedelta(seconds=0.5))
+        server.client.cache_clear()
+        with pytest.raises(ServerError, match=rf"answer from http://127.0.0.1:{s3.port} for s3://"):
+            probabilities(plan, place)
+    server.client.cache_clear()
     back = threading.Thread(target=s3.run, args=("start-s3.sh",))
     back.start()
     for block in range(4, plan.blocks):

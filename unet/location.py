@@ -12,6 +12,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePath, PurePosixPath
@@ -22,7 +23,7 @@ import obstore
 from obstore.store import HTTPStore, S3Store
 
 from unet.errors import ConfigError, StoreError
-from unet.server import FIRST_PATIENCE, PATIENCE, client, connect, told
+from unet.server import FIRST_PATIENCE, client, connect, told
 
 NEAR = 1 << 16  # bytes between ranges that are cheaper to read than to ask twice
 COPIES_AT_ONCE = 16
@@ -153,7 +154,7 @@ class RemotePath:
 
     def objects(self) -> S3Store | HTTPStore:
         """What zarr opens: the folder as a store of its own."""
-        return connect(self.root, self.key, PATIENCE)
+        return connect(self.root, self.key)
 
     @property
     def _lists(self) -> bool:
@@ -251,14 +252,17 @@ def check(location: Location, *, to_write: bool = False) -> None:
     """Raise now what else would be raised in the middle: no server, refused keys, no bucket."""
     if isinstance(location, Path):
         return
-    client = connect(location.root, "", FIRST_PATIENCE)
+    server = connect(location.root, patience=FIRST_PATIENCE)
     probe = (location / ".probe").key
     with told(location):
         if location._lists:  # of a missing object a server does not say whether its bucket is there
-            next(iter(obstore.list(client, location.key or None, chunk_size=1)), None)
+            next(iter(obstore.list(server, location.key or None, chunk_size=1)), None)
+        else:
+            with suppress(FileNotFoundError):
+                obstore.head(server, location.key)
         if to_write:
-            obstore.put(client, probe, b"")
-            obstore.delete(client, probe)
+            obstore.put(server, probe, b"")
+            obstore.delete(server, probe)
 
 
 def link_tree(source: Location, target: Location) -> None:

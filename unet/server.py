@@ -40,24 +40,30 @@ KEYS = {
 @cache
 def client(root: str) -> S3Store | HTTPStore:
     """The connection to a bucket or web server: one a process, since it keeps its lines open."""
-    return connect(root, "", PATIENCE)
+    return connect(root)
 
 
-def connect(root: str, prefix: str, patience: timedelta) -> S3Store | HTTPStore:
+def connect(root: str, prefix: str = "", patience: timedelta | None = None) -> S3Store | HTTPStore:
     """A new connection, to the part of a bucket or web server under `prefix`.
 
-    patience  how long a server that does not answer, or is not ready, is asked again
+    patience  how long a server that does not answer, or is not ready, is asked again; PATIENCE
     """
     settings = _of_aws_files()
-    servers = (settings.get("endpoint_url"), root, *map(os.environ.get, ENDPOINTS))
+    named = (settings.get("endpoint_url"), *map(os.environ.get, ENDPOINTS))
+    endpoints = [endpoint for endpoint in named if endpoint]
+    if not all(re.fullmatch(r"https?://[^/@\s]+(/[^@\s]*)?", each) for each in endpoints):
+        raise ConfigError(
+            "Expected http://host or https://host in AWS_ENDPOINT_URL, and nothing secret in it, "
+            "but it is no such address. Correct it; keys have variables of their own."
+        )
     how: dict[str, Any] = {
         "client_options": {
             "timeout": LONGEST_REQUEST,
-            "allow_http": any(str(server).startswith("http://") for server in servers),
+            "allow_http": any(each.startswith("http://") for each in (root, *endpoints)),
         },
         "retry_config": {
             "max_retries": 10_000,  # time is what bounds them
-            "retry_timeout": patience,
+            "retry_timeout": patience or PATIENCE,
             "backoff": {"max_backoff": LONGEST_PAUSE},
         },
     }
@@ -84,8 +90,8 @@ def told(where: object) -> Iterator[None]:
 
 def _sentence(where: object, said: str) -> ServerError:
     """What to tell of an error; of its text only the server's address and status are repeated."""
-    address = re.search(r"performing [A-Z]+ (https?://)(?:[^/@\s]*@)?([^/\s]+)", said)
-    server = "".join(address.groups()) if address else "its server"
+    address = re.search(r"performing [A-Z]+ (https?://[^/\s]+)", said)
+    server = address.group(1) if address else "its server"
     answered = re.search(r"status code: (\d{3})", said)
     status = int(answered.group(1)) if answered else 0
     if METADATA_SERVICE in server:
