@@ -26,12 +26,12 @@ from hypothesis import strategies as st
 from support import GENEROUS, ONE_CORE, run_stages
 from zarr.storage import ObjectStore
 
-from unet import server
+from unet import ome, server
 from unet.cluster import Machines, connect
 from unet.config import read_config
 from unet.errors import ConfigError, ServerError, SourceError, StoreError, UserError
 from unet.geometry import Box
-from unet.ledger import recorded
+from unet.ledger import Ledger, recorded
 from unet.location import RemotePath, files, locate
 from unet.manifest import read_manifest
 from unet.plan import Request
@@ -223,6 +223,20 @@ def test_a_url_that_may_hold_a_secret_is_refused_and_not_repeated(url, tiny_mode
         assert SECRET not in said
 
 
+def test_the_configuration_resolves_paths_and_asks_no_server(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a b.npy").touch()
+    paths = {"home": "~/a b.npy", "file": f"file://{tmp_path}/a%20b.npy", "s3": "s3://no/such"}
+    images = [
+        {"name": name, "path": path, "model": str(tiny_model.folder)}
+        for name, path in paths.items()
+    ]
+    config = read_config({"images": images, "stores": "s3://no/stores/"}, SCHEMA)
+    found = {name: image.source.path for name, image in config.images.items()}
+    assert found == {**dict.fromkeys(("home", "file"), f"{tmp_path}/a b.npy"), "s3": "s3://no/such"}
+    assert config.stores == "s3://no/stores"
+
+
 def test_stores_are_not_written_to_a_web_server(tiny_model):
     images = [{"name": "a", "path": "s3://bucket/a.tif", "model": str(tiny_model.folder)}]
     with pytest.raises(ConfigError, match="a web server is read only"):
@@ -274,6 +288,9 @@ def formats(tmp_path_factory):
     for z, one in enumerate(stack):
         tifffile.imwrite(folder / "slices" / f"z_{z + 8}.tif", one)
     zarr.create_array(folder / "own.zarr", data=plane, chunks=(50, 70), zarr_format=2)
+    described = ome.multiscales("image", "yx", {"y": 0.5, "x": 0.5}, [(1,) * 4], "mean")
+    zarr.create_group(folder / "image.ome.zarr", attributes=described)
+    zarr.create_array(folder / "image.ome.zarr/0", data=plane, chunks=(32, 32), shards=(64, 64))
     return folder
 
 
@@ -288,6 +305,7 @@ SPECS = {
     "slices": {},
     "slices/z_*.tif": {},
     "own.zarr": {},
+    "image.ome.zarr": {},
 }
 
 
@@ -394,6 +412,14 @@ def test_a_run_on_s3_gives_the_same_bytes_as_one_on_the_disk(
     before = objects_in(bucket)
     run_stages(spec, tiny_model, place, machines=machines, slabs=2, **CUT)
     assert objects_in(bucket) == before
+
+
+def test_stores_may_lie_on_another_disk(on_disk, source, tiny_model, machines, tmp_path):
+    place = Workspace(tmp_path / "here" / "image", str(tmp_path / "there"))
+    run_stages(source, tiny_model, place, machines=machines, **CUT)
+    assert place.result == tmp_path / "there" / "image" / "image.ome.zarr"
+    assert files_in(place.result) == files_in(on_disk.result)
+    assert all("/ledger/" in name for name in files_in(place.root / "work"))
 
 
 def test_a_hole_on_s3_is_an_error_and_only_its_block_is_done_again(
@@ -561,22 +587,25 @@ def test_a_run_rides_out_a_server_that_goes_and_comes_back(
     place = on_s3(bucket, tmp_path)
     ingest.run(source, place, machines)
     plan = split.run(place, str(tiny_model.folder), Request(memory=GENEROUS, **CUT), 1)
+    target = probabilities(plan, place)
     group = str(probabilities_group(plan, place))
     do = predict.PredictJob("serial", plan, group, "cpu", threads=1).open()
-    for block in range(4):
-        do(block)
-    s3.kill()
-    with monkeypatch.context() as patch:
-        patch.setattr(server, "PATIENCE", timedelta(seconds=0.5))
+    with Ledger(target.ledger, "serial") as ledger:
+        for block in range(4):
+            ledger.add(block, do(block))
+        s3.kill()
+        with monkeypatch.context() as patch:
+            patch.setattr(server, "PATIENCE", timedelta(seconds=0.5))
+            server.client.cache_clear()
+            with pytest.raises(ServerError, match=rf"http://127.0.0.1:{s3.port} for s3://"):
+                predict.run(place, 0, 1, machines, "cpu")
         server.client.cache_clear()
-        with pytest.raises(ServerError, match=rf"answer from http://127.0.0.1:{s3.port} for s3://"):
-            probabilities(plan, place)
-    server.client.cache_clear()
-    back = threading.Thread(target=s3.run, args=("start-s3.sh",))
-    back.start()
-    for block in range(4, plan.blocks):
-        do(block)
-    back.join()
+        back = threading.Thread(target=s3.run, args=("start-s3.sh",))
+        back.start()
+        for block in range(4, 8):
+            ledger.add(block, do(block))
+        back.join()
     predict.run(place, 0, 1, machines, "cpu")
     stitch.run(place, stitch.Choice(), machines)
+    assert sorted(block for block, _ in recorded(target.ledger)) == list(range(12))
     assert stores(place) == stores(on_disk)

@@ -7,6 +7,7 @@ only module that imports obstore.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Iterator
@@ -85,6 +86,8 @@ def told(where: object) -> Iterator[None]:
     except FileNotFoundError as error:
         if "NoSuchBucket" in str(error):
             raise _sentence(where, str(error)) from None
+        if error.errno is None and type(error) is FileNotFoundError:  # obstore's, with an answer
+            raise FileNotFoundError(errno.ENOENT, "No such object", str(where)) from None
         raise
 
 
