@@ -29,6 +29,7 @@ from zarr.storage import ObjectStore
 from unet import ome, server
 from unet.cluster import Machines, connect
 from unet.config import read_config
+from unet.console import told
 from unet.errors import ConfigError, ServerError, SourceError, StoreError, UserError
 from unet.geometry import Box
 from unet.ledger import Ledger, recorded
@@ -517,9 +518,9 @@ def test_each_trouble_with_a_server_has_its_sentence_before_anything_is_begun(
     monkeypatch.setattr("unet.location.FIRST_PATIENCE", timedelta(seconds=0.5))
     place = on_s3(bucket, tmp_path) if end == "output" else Workspace(tmp_path / "image")
     spec = source if end == "output" else SourceSpec(f"{bucket}/image.tif")
-    with pytest.raises(UserError, match=message) as told:
+    with pytest.raises(UserError, match=message) as refused:
         ingest.run(spec, place, ONE_CORE)
-    chain: BaseException | None = told.value
+    chain: BaseException | None = refused.value
     while chain is not None:
         assert KEY not in str(chain)
         assert SECRET not in str(chain)
@@ -570,12 +571,13 @@ def test_a_dry_run_asks_no_server_and_keys_are_written_nowhere(
     assert f"the mask is {manifest.mask}" in done.stderr
     assert opened(locate(manifest.mask), "0").shape == (150, 210)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "Wrong/" + SECRET)
-    failed = run_workflow(config, tmp_path, "--forcerun", "ingest")
-    assert failed.returncode != 0
-    assert re.search(r"ServerError: .*refused \(status 403\)", failed.stderr)
+    log = tmp_path / "logs" / "failed.log"
+    with pytest.raises(SystemExit), told(str(log)):
+        ingest.run(SourceSpec(item["path"]), Workspace(tmp_path / "image"), ONE_CORE)
+    assert re.search(r"ServerError: .*refused \(status 403\)", log.read_text())
+    monkeypatch.undo()
     written = [*files_in(tmp_path).values(), *objects_in(bucket).values()]
-    written += [said.encode() for run in (done, failed) for said in (run.stdout, run.stderr)]
-    for content in written:
+    for content in (*written, done.stdout.encode(), done.stderr.encode()):
         assert KEY.encode() not in content
         assert SECRET.encode() not in content
 
