@@ -5,6 +5,7 @@ Skipped where it cannot be started: tests/start-slurm.sh needs root and Slurm's 
 
 from __future__ import annotations
 
+import getpass
 import os
 import re
 import shlex
@@ -28,6 +29,9 @@ from unet.ledger import recorded
 from unet.sources.base import SourceSpec
 from unet.workspace import Workspace
 
+# Each waits for Slurm, which looks at time limits twice a minute, more than it computes.
+pytestmark = pytest.mark.timeout(900)
+
 START, STOP = (str(REPOSITORY / "tests" / f"{word}-slurm.sh") for word in ("start", "stop"))
 SNAKEMAKE = (
     str(Path(sys.executable).with_name("snakemake")),
@@ -49,16 +53,25 @@ def shell(*command: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
-def wait_until(true: Callable[[], bool], what: str, seconds: float = 120) -> None:
+def wait_until(true: Callable[[], bool], what: str, seconds: float = 300) -> None:
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end, f"waited {seconds} s for {what}"
         time.sleep(0.1)
 
 
+@pytest.fixture
+def slurm(daemons: Path) -> Iterator[Path]:
+    """Two nodes of two GPUs, up and idle; the value is the folder of their state."""
+    subprocess.run([START, str(daemons)], check=True)
+    yield daemons
+    shell("scancel", f"--user={getpass.getuser()}")
+    wait_until(lambda: not shell("squeue", "--noheader"), "jobs that are cancelled")
+
+
 @pytest.fixture(scope="module")
-def slurm() -> Iterator[Path]:
-    """Two nodes of two GPUs; the value is the folder of their state."""
+def daemons() -> Iterator[Path]:
+    """A Slurm of our own, ended after the tests."""
     wanted = ("munged", "slurmctld", "slurmd", "sbatch")
     if missing := [program for program in wanted if shutil.which(program) is None]:
         pytest.skip(f"no Slurm here: {', '.join(missing)} not found (see tests/start-slurm.sh)")
@@ -68,7 +81,6 @@ def slurm() -> Iterator[Path]:
         pytest.skip("no Slurm for tests here: /etc/slurm/slurm.conf is there, so one is in use")
     folder = Path(tempfile.mkdtemp(prefix="slurm-"))
     try:
-        subprocess.run([START, str(folder)], check=True, stdout=subprocess.DEVNULL)
         yield folder
     finally:
         subprocess.run([STOP, str(folder)], check=True)
@@ -152,7 +164,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 def finished(run: subprocess.Popen[bytes], folder: Path) -> str:
     """Wait for a run, and return what it said."""
-    status = run.wait(timeout=240)
+    status = run.wait(timeout=600)
     said = (folder / "said.log").read_text()
     assert status == 0, said
     return said
