@@ -65,11 +65,7 @@ def read_config(raw: Mapping[str, Any], schema_file: Path, made: Collection[str]
 
     Raises ConfigError that names the key.
     """
-    schema = yaml.safe_load(schema_file.read_text(encoding="utf-8"))
-    errors = sorted(Validator(schema).iter_errors(raw), key=lambda e: e.json_path)
-    if errors:
-        raise ConfigError("; ".join(_sentence(error) for error in errors[:5]))
-    filled = _with_defaults(raw, schema)
+    filled = checked(raw, schema_file)
     _check_names(filled["images"])
     images = {}
     for index, item in enumerate(filled["images"]):
@@ -96,6 +92,15 @@ def read_config(raw: Mapping[str, Any], schema_file: Path, made: Collection[str]
         threshold=stitch["threshold"],
         with_image=stitch["image"],
     )
+
+
+def checked(raw: Mapping[str, Any], schema_file: Path) -> dict[str, Any]:
+    """A configuration with the defaults of its schema. Raises ConfigError that names the key."""
+    schema = yaml.safe_load(schema_file.read_text(encoding="utf-8"))
+    errors = sorted(Validator(schema).iter_errors(raw), key=lambda e: e.json_path)
+    if errors:
+        raise ConfigError("; ".join(_sentence(error) for error in errors[:5]))
+    return dict(_with_defaults(raw, schema))
 
 
 def _image(item: Mapping[str, Any]) -> ImageConfig:

@@ -8,6 +8,7 @@ from unet.config import read_config
 from unet.errors import UserError
 from unet.model_folder import find_model
 from unet.sources import source_files
+from unet.training.config import read_training
 
 VERSION = version("unet-stitch")
 MANY_FILES = 1000
@@ -41,6 +42,35 @@ def checked_config():
 
 
 CONFIG = checked_config()
+
+
+TRAIN_SCHEMA = workflow.source_path("../schemas/train.schema.yaml")
+
+
+def checked_training():
+    try:
+        return read_training(config["train"], Path(TRAIN_SCHEMA), made=DOWNLOADS)
+    except UserError as error:
+        raise WorkflowError(f"The configuration is wrong. {error}") from None
+
+
+TRAINING = checked_training() if config.get("train") else None
+TRAINING_NAME = TRAINING.name if TRAINING else "none"
+
+
+def train_files(wildcards):
+    """The files of the labelled images. Of very many the first: all are read when it runs."""
+    if TRAINING is None:
+        raise WorkflowError(
+            "There is nothing to train: the configuration has no section `train`. Name one that "
+            "has, such as --configfile config/train.yaml."
+        )
+    files = [
+        file
+        for path in TRAINING.paths
+        for file in ([path] if path in DOWNLOADS else source_files(path)[:MANY_FILES])
+    ]
+    return list(dict.fromkeys(files))
 
 
 def source_of(wildcards):
