@@ -46,6 +46,17 @@ class ImageConfig:
 
 
 @dataclass(frozen=True)
+class EvaluateConfig:
+    """Labels of one image; see `unet.stages.evaluate`."""
+
+    name: str
+    label: SourceSpec
+    annotated: SourceSpec | None
+    values: tuple[int, ...] | None
+    measures: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Config:
     """The whole configuration; the stages' settings hold for every image."""
 
@@ -55,6 +66,7 @@ class Config:
     scheduler: str | None
     threshold: float
     with_image: bool
+    evaluate: tuple[EvaluateConfig, ...] = ()
 
 
 def read_config(raw: Mapping[str, Any], schema_file: Path, made: Collection[str] = ()) -> Config:
@@ -91,6 +103,7 @@ def read_config(raw: Mapping[str, Any], schema_file: Path, made: Collection[str]
         scheduler=predict["scheduler"],
         threshold=stitch["threshold"],
         with_image=stitch["image"],
+        evaluate=tuple(_evaluate(item, images, made) for item in filled["evaluate"]),
     )
 
 
@@ -116,6 +129,29 @@ def _image(item: Mapping[str, Any]) -> ImageConfig:
             channels=None if channels is None else tuple(channels),
             pixel_size=item["pixel_size"],
         ),
+    )
+
+
+def _evaluate(
+    item: Mapping[str, Any], images: Mapping[str, ImageConfig], made: Collection[str]
+) -> EvaluateConfig:
+    name, annotated = item["name"], item["annotated"]
+    if name not in images:
+        raise ConfigError(
+            f"evaluate: expected the name of one of the images ({', '.join(images)}), got {name!r}."
+        )
+    for path in (item["label"], annotated):
+        if path is not None and path not in made:
+            try:
+                source_files(path)
+            except UserError as error:
+                raise ConfigError(f"evaluate ({name}): {error}") from error
+    return EvaluateConfig(
+        name=name,
+        label=SourceSpec(item["label"], axes=item["axes"]),
+        annotated=None if annotated is None else SourceSpec(annotated, axes=item["axes"]),
+        values=None if item["values"] is None else tuple(item["values"]),
+        measures=tuple(item["measures"]),
     )
 
 

@@ -81,13 +81,14 @@ class Instances:
     @classmethod
     def of(cls, found: Labels, wanted: Labels) -> Instances:
         """Count instances of two label images, 0 for none."""
-        table = _table(found, wanted)
-        sizes_found, sizes_wanted = table.sum(axis=1), table.sum(axis=0)
-        union = sizes_found[1:, None] + sizes_wanted[None, 1:] - table[1:, 1:]
-        iou = table[1:, 1:] / np.maximum(union, 1)
+        table = _Table.of(found, wanted)
+        pairs = (table.rows > 0) & (table.columns > 0)
+        rows, columns, both = table.rows[pairs], table.columns[pairs], table.counts[pairs]
+        of_found, of_wanted = table.sums()
+        iou = both / (of_found[rows] + of_wanted[columns] - both)
         return cls(
-            int((sizes_found[1:] > 0).sum()),
-            int((sizes_wanted[1:] > 0).sum()),
+            len(of_found) - 1,
+            len(of_wanted) - 1,
             tuple(int((iou > threshold).sum()) for threshold in THRESHOLDS),
         )
 
@@ -123,12 +124,12 @@ class Overlaps:
     def of(cls, found: Labels, wanted: Labels) -> Overlaps:
         """Compare two label images; pixels that are 0 in `wanted` are left out."""
         inside = wanted > 0
-        table = _table(found[inside], wanted[inside])
-        p = table / max(table.sum(), 1)
-        s, t = p.sum(axis=1), p.sum(axis=0)
+        table = _Table.of(found[inside], wanted[inside])
+        every = max(table.counts.sum(), 1)
+        p, (s, t) = table.counts / every, (sums / every for sums in table.sums())
         rand = ratio(2 * (p**2).sum(), (s**2).sum() + (t**2).sum())
-        joint, apart = _entropy(p.ravel()), _entropy(s) + _entropy(t)
-        return cls(float(rand), float(ratio(2 * (apart - joint), apart)))
+        apart = _entropy(s) + _entropy(t)
+        return cls(rand, ratio(2 * (apart - _entropy(p)), apart))
 
 
 def ratio(part: float, whole: float) -> float:
@@ -163,15 +164,25 @@ class Tally:
     instances: Instances = Instances()
     planes: list[Overlaps] = field(default_factory=list)
 
-    def add(self, found: Classes, wanted: Classes, objects: Labels, annotated: Mask) -> None:
-        """Add an image; all are (Z, Y, X), `objects` its instances."""
+    def add(self, found: Classes, wanted: Classes, objects: Labels | None, annotated: Mask) -> None:
+        """Add an image; all are (Z, Y, X).
+
+        objects    its instances; by default the connected parts of `wanted`
+        annotated  where the labels are complete; nothing else counts
+        """
         self.pixels += Pixels.of(found > 0, wanted > 0, annotated)
         if "instances" in self.kinds:
-            pairs = [(found, objects)] if self.volumes else zip(found, objects, strict=True)
-            for mask, truth in pairs:
-                self.instances += Instances.of(instances(mask, self.classes), truth)
+            whole = [slice(None)] if self.volumes else [slice(z, z + 1) for z in range(len(found))]
+            for cut in whole:
+                parts = instances(found[cut], self.classes)
+                truth = instances(wanted[cut], self.classes) if objects is None else objects[cut]
+                inside = annotated[cut]
+                self.instances += Instances.of(parts * inside, truth * inside)
         if "membranes" in self.kinds:
-            self.planes += [membranes(f > 0, w > 0) for f, w in zip(found, wanted, strict=True)]
+            self.planes += [
+                membranes(f > 0, (w > 0) | ~a)
+                for f, w, a in zip(found, wanted, annotated, strict=True)
+            ]
 
     def figures(self) -> dict[str, float]:
         """Every measure by its name."""
@@ -205,13 +216,39 @@ def grown(labels: NDArray[np.int32]) -> NDArray[np.int32]:
     return filled
 
 
-def _table(found: Labels, wanted: Labels) -> NDArray[np.int64]:
-    """How many pixels are i in `found` and j in `wanted`; row and column 0 are label 0."""
-    rows, row = np.unique(np.append(found.ravel(), 0), return_inverse=True)
-    columns, column = np.unique(np.append(wanted.ravel(), 0), return_inverse=True)
-    table = np.bincount(row * columns.size + column, minlength=rows.size * columns.size)
-    table[row[-1] * columns.size + column[-1]] -= 1  # the 0 that was appended
-    return table.reshape(rows.size, columns.size)
+@dataclass(frozen=True)
+class _Table:
+    """How many pixels have label i in one image and j in another, for the pairs that occur.
+
+    rows, columns  numbers of the labels, from 1; 0 is label 0
+    counts         pixels of each pair
+    """
+
+    rows: NDArray[np.intp]
+    columns: NDArray[np.intp]
+    counts: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, first: Labels, second: Labels) -> _Table:
+        row, column = _numbered(first), _numbered(second)
+        width = int(column.max(initial=0)) + 1
+        pairs, counts = np.unique(row * width + column, return_counts=True)
+        return cls(pairs // width, pairs % width, counts)
+
+    def sums(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Pixels of each label of the first image, and of the second."""
+        weights = self.counts.astype(np.float64)
+        return (
+            np.bincount(self.rows, weights, 1).astype(np.float64),
+            np.bincount(self.columns, weights, 1).astype(np.float64),
+        )
+
+
+def _numbered(labels: Labels) -> NDArray[np.intp]:
+    """Labels as 1, 2, ... without gaps; 0 stays 0."""
+    found = np.unique(labels)
+    numbers: NDArray[np.intp] = np.searchsorted(found[found > 0], labels.ravel()) + 1
+    return np.where(labels.ravel() == 0, 0, numbers)
 
 
 def _entropy(p: NDArray[np.float64]) -> float:

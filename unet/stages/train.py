@@ -27,13 +27,15 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.multiprocessing.spawn import start_processes
 
+from unet import picture
 from unet.decision import decide
 from unet.errors import RunError, UserError
 from unet.manifest import fingerprint, write_whole
 from unet.metrics import Tally
 from unet.model import UNet
-from unet.training import checkpoint, picture
+from unet.training import checkpoint
 from unet.training.config import Training
 from unet.training.labelled import Labelled, Split, identity, normalised_by, read_all
 from unet.training.sampling import Sampler
@@ -108,7 +110,7 @@ def train_together(devices: list[str], training: Training, place: Path, threads:
     """Train in one process a device; each reads the images for itself."""
     with tempfile.TemporaryDirectory() as folder:
         arguments = (devices, training, place, threads, Path(folder))
-        context = torch.multiprocessing.start_processes(  # type: ignore[no-untyped-call]
+        context = start_processes(  # type: ignore[no-untyped-call]
             _member, arguments, nprocs=len(devices), join=False, start_method="spawn"
         )
         try:
@@ -149,8 +151,8 @@ def _tallied(
     for part, mask, wanted in found:
         volumes = training.network.dims == 3
         empty = Tally(kinds, len(training.classes), volumes)
-        objects = part.labels if part.said.values is None else wanted
-        truth = (objects > 0).astype(np.uint8) if part.said.values is None else wanted
+        objects = part.labels if part.said.values is None else None
+        truth = wanted if objects is None else (objects > 0).astype(np.uint8)
         tallies.setdefault(part.said.set, empty).add(mask, truth, objects, part.annotated)
     return {name: tally.figures() for name, tally in tallies.items()}
 

@@ -60,7 +60,7 @@ def save(path: Path, state: State) -> None:
 def load(path: Path, state: State) -> None:
     """Fill a fresh state from a checkpoint. Raises StoreError where it is damaged."""
     try:
-        with safetensors.safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
+        with safetensors.safe_open(path, framework="pt") as file:
             said = json.loads(file.metadata()["state"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         state.step, state.seconds, state.curves = said["step"], said["seconds"], said["curves"]

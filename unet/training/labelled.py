@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage  # type: ignore[import-untyped]
 
 from unet.errors import SourceError
 from unet.geometry import Box
@@ -88,8 +89,10 @@ def read_all(training: Training) -> Split:
     Raises SourceError where an image and its labels do not fit, and where the pixels of one image
     stand under two names, of which one is trained and the other measured on.
     """
-    seen, kept = [], []
-    trained_on, not_seen = [], []
+    seen: list[Labelled] = []
+    kept: list[Labelled] = []
+    trained_on: list[dict[str, Any]] = []
+    not_seen: list[dict[str, Any]] = []
     channels: set[int] = set()
     for said in training.images:
         whole, digests = read_labelled(said, Normalisation(**normalised_by(training)))
@@ -138,7 +141,10 @@ def read_labelled(said: LabelledImage, norm: Normalisation) -> tuple[Labelled, d
     offset, scale = (np.reshape(n, (-1, 1, 1, 1)) for n in norm.affine(summaries))
     pixels = ((image.astype(np.float64) - offset) * scale).astype(np.float32)
     annotated = masks[1][0] != 0 if len(masks) > 1 else np.ones(image.shape[1:], np.bool_)
-    whole = Labelled(said, pixels, _whole_numbers(labels[0], said), annotated)
+    numbers = _whole_numbers(labels[0], said)
+    if said.fill_holes and said.values is None:
+        numbers = without_holes(numbers)
+    whole = Labelled(said, pixels, numbers, annotated)
     return whole, {"pixels_sha256": digest(image), "label_sha256": digest(labels)}
 
 
@@ -168,7 +174,8 @@ def _read(spec: SourceSpec) -> NDArray[np.generic]:
                 f"Expected {spec.path} to have no time axis, got {t} time points. If they are the "
                 f"planes of a stack, say so in its axes (z instead of t)."
             )
-        return source.read(Box((0, 0, 0, 0), (1, *zyx)))[0]
+        pixels: NDArray[np.generic] = source.read(Box((0, 0, 0, 0), (1, *zyx)))[0]
+        return pixels
     finally:
         source.close()
 
@@ -188,9 +195,21 @@ def _whole_numbers(labels: NDArray[np.generic], said: LabelledImage) -> NDArray[
             f"labels are instances."
         )
     if said.values is None:
-        ids = found[found > 0]  # numbered from 1 without gaps, since the work grows with the last
-        return np.where(labels > 0, np.searchsorted(ids, labels) + 1, 0).astype(np.int32)
+        ids = found[found != 0]  # numbered from 1 without gaps, since the work grows with the last
+        return np.where(labels != 0, np.searchsorted(ids, labels) + 1, 0).astype(np.int32)
     return labels.astype(np.int32)
+
+
+def without_holes(labels: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Instances with their holes filled, plane by plane: pseudo-labels often have some."""
+    filled = labels.copy()
+    for index in np.ndindex(labels.shape[:-2]):
+        plane = filled[index]
+        for label, box in enumerate(ndimage.find_objects(plane), start=1):
+            if box is not None:
+                hole = ndimage.binary_fill_holes(plane[box] == label) & (plane[box] == 0)
+                plane[box][hole] = label
+    return filled
 
 
 def _refuse_copies(trained_on: list[dict[str, Any]], not_seen: list[dict[str, Any]]) -> None:

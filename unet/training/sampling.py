@@ -164,9 +164,10 @@ def _splines(points: int, size: int) -> Floats:
 
 
 def recoloured(
-    pixels: NDArray[np.float32], augment: Augment, rng: np.random.Generator
+    window: NDArray[np.float32], augment: Augment, rng: np.random.Generator
 ) -> NDArray[np.float32]:
     """A window in another light, or stained otherwise, and sharper, softer or noisier."""
+    pixels: Floats = window
     if augment.stain:
         light = np.clip(pixels, 0, 1)
         coloured = _gamma(restained(light, augment.stain, rng), augment, rng)
@@ -192,7 +193,8 @@ def restained(light: Floats, amount: float, rng: np.random.Generator) -> Floats:
     dyes = DYES + rng.normal(0, DYE_DEVIATION, DYES.shape)
     amounts = np.linalg.inv(DYES.T) @ density
     amounts *= np.exp(rng.uniform(-amount, amount, (3, 1)))
-    return np.clip(np.exp(-(dyes.T @ amounts)).reshape(light.shape), 0, 1)
+    stained: Floats = np.clip(np.exp(-(dyes.T @ amounts)).reshape(light.shape), 0, 1)
+    return stained
 
 
 def _blur_and_noise(pixels: Floats, augment: Augment, rng: np.random.Generator) -> Floats:

@@ -56,8 +56,6 @@ def _target(
     """The classes and weights of a plane (Y, X) or a volume (Z, Y, X)."""
     values = labelled.said.values
     if values is None:
-        if labelled.said.fill_holes:
-            labels = without_holes(labels)
         classes, objects = from_instances(labels, len(training.classes))
     else:
         classes = np.zeros(labels.shape, np.uint8)
@@ -107,15 +105,3 @@ def border_weights(objects: NDArray[np.int32], border: Border) -> NDArray[np.flo
     squared = nearest.sum(axis=0) ** 2
     weights: NDArray[np.float64] = border.weight * np.exp(-squared / (2 * border.sigma**2))
     return weights
-
-
-def without_holes(labels: NDArray[np.int32]) -> NDArray[np.int32]:
-    """Instances with their holes filled, plane by plane: pseudo-labels often have some."""
-    filled = labels.copy()
-    for index in np.ndindex(labels.shape[:-2]):
-        plane = filled[index]
-        for label, box in enumerate(ndimage.find_objects(plane), start=1):
-            if box is not None:
-                hole = ndimage.binary_fill_holes(plane[box] == label) & (plane[box] == 0)
-                plane[box][hole] = label
-    return filled

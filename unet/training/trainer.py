@@ -261,7 +261,9 @@ def probabilities(network: UNet, pixels: NDArray[np.float32], device: str) -> ND
         _, *zyx = box.slices
         return pixels[(None, slice(None), *zyx)]
 
-    return runner.block(read_mirrored(read, covered.grow(halo), shape), whole)[0]
+    block = runner.block(read_mirrored(read, covered.grow(halo), shape), whole)
+    found: NDArray[np.float32] = block[0]
+    return found
 
 
 @contextmanager

@@ -44,6 +44,11 @@ def checked_config():
 CONFIG = checked_config()
 
 
+def files_of(path):
+    """The files of an image. Of very many slices the first: all are looked at when it runs."""
+    return [path] if path in DOWNLOADS else source_files(path)[:MANY_FILES]
+
+
 TRAIN_SCHEMA = workflow.source_path("../schemas/train.schema.yaml")
 
 
@@ -59,24 +64,43 @@ TRAINING_NAME = TRAINING.name if TRAINING else "none"
 
 
 def train_files(wildcards):
-    """The files of the labelled images. Of very many the first: all are read when it runs."""
+    """The files of the labelled images, each once."""
     if TRAINING is None:
         raise WorkflowError(
             "There is nothing to train: the configuration has no section `train`. Name one that "
             "has, such as --configfile config/train.yaml."
         )
-    files = [
+    return list(
+        dict.fromkeys(file for path in TRAINING.paths for file in files_of(path))
+    )
+
+
+def evaluated_files(wildcards):
+    if not CONFIG.evaluate:
+        raise WorkflowError(
+            "There is nothing to evaluate: the configuration has no section `evaluate`, which "
+            "names the labels of its images."
+        )
+    labels = [
         file
-        for path in TRAINING.paths
-        for file in ([path] if path in DOWNLOADS else source_files(path)[:MANY_FILES])
+        for item in CONFIG.evaluate
+        for spec in (item.label, item.annotated)
+        if spec is not None
+        for file in files_of(spec.path)
     ]
-    return list(dict.fromkeys(files))
+    return expand("results/{item.name}/stitch.json", item=CONFIG.evaluate) + labels
+
+
+def evaluations(wildcards):
+    """What `scripts/evaluate.py` is asked: each set of labels, with the image that it is of."""
+    return [
+        {**asdict(item), "source": asdict(CONFIG.images[item.name].source)}
+        for item in CONFIG.evaluate
+    ]
 
 
 def source_of(wildcards):
-    """The files of an image. Of very many slices the first: all are looked at when it runs."""
-    path = CONFIG.images[wildcards.image].source.path
-    return path if path in DOWNLOADS else source_files(path)[:MANY_FILES]
+    return files_of(CONFIG.images[wildcards.image].source.path)
 
 
 def source_spec(wildcards):

@@ -11,7 +11,7 @@ import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 
-from unet.training.checkpoint import Row
+Row = dict[str, Any]
 
 WIDTH, HEIGHT, MARGIN = 640, 220, 48
 TICKS = 5
@@ -90,8 +90,7 @@ def page(rows: Sequence[Picture]) -> bytes:
         strip = np.full((row.shape[0] + GAP, width, 3), 255, np.uint8)
         strip[: row.shape[0], : row.shape[1]] = row
         strips.append(strip)
-    png: bytes = imagecodecs.png_encode(np.concatenate(strips))
-    return png
+    return bytes(imagecodecs.png_encode(np.concatenate(strips)))
 
 
 def compared(pixels: NDArray[Any], found: NDArray[np.bool_], wanted: NDArray[np.bool_]) -> Picture:
