@@ -9,7 +9,7 @@ from unet.training.config import read_training
 
 if __name__ == "__main__":
     with told(snakemake.log[0]):
-        training = read_training(snakemake.params.training, Path(snakemake.params.schema))
+        training = read_training(snakemake.params.training)
         train.run(
             training,
             Path(snakemake.output.model).parent,

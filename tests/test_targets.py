@@ -9,14 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
-from conftest import REPOSITORY
 
 from unet.training.config import Border, read_training
 from unet.training.labelled import read_all, without_holes
 from unet.training.sampling import Sampler, bend, places, restained
 from unet.training.targets import border_weights, from_instances, target
 
-SCHEMA = REPOSITORY / "workflow" / "schemas" / "train.schema.yaml"
 PAPER = Border(weight=10, sigma=5)
 
 
@@ -96,7 +94,7 @@ def training(files: Path, **changed: Any):
         "window": [24, 24],
         **changed,
     }
-    return read_training(raw, SCHEMA)
+    return read_training(raw)
 
 
 def test_class_masks_and_class_weights(files):

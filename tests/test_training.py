@@ -12,7 +12,6 @@ import pytest
 import tifffile
 import torch
 import yaml
-from conftest import REPOSITORY
 from numpy.typing import NDArray
 
 from unet.errors import ConfigError, ModelError, RunError, SourceError, StoreError
@@ -27,7 +26,6 @@ from unet.training.labelled import read_all
 from unet.training.sampling import Sampler
 from unet.training.trainer import Trainer, fresh, rate
 
-SCHEMA = REPOSITORY / "workflow" / "schemas" / "train.schema.yaml"
 LEARNED = 0.9  # Dice that a network of 4 channels has to reach on an image that it never saw
 
 
@@ -79,7 +77,7 @@ def section(folder: Path, **changed: Any) -> dict[str, Any]:
 
 
 def asked(folder: Path, **changed: Any) -> Training:
-    return read_training(section(folder, **changed), SCHEMA)
+    return read_training(section(folder, **changed))
 
 
 def weights(folder: Path) -> bytes:
@@ -134,7 +132,6 @@ def test_a_3d_network_trains_on_some_planes_and_is_measured_on_others(folder, tm
             window=[8, 36, 36],
             measures=["pixels", "instances"],
         ),
-        SCHEMA,
     )  # fmt: skip
     train.run(training, tmp_path / "model", threads=1, gpus=0)
     said = yaml.safe_load((tmp_path / "model" / "model.yaml").read_text(encoding="utf-8"))
@@ -147,7 +144,7 @@ def test_a_3d_network_trains_on_some_planes_and_is_measured_on_others(folder, tm
 # --- It lasts -----------------------------------------------------------------------------------
 
 
-class Stopped(Exception):
+class StoppedError(Exception):
     """What a test ends a training with."""
 
 
@@ -160,7 +157,7 @@ def trained(training: Training, place: Path, stop_after: int | None = None) -> c
 
     def measure(_network: UNet) -> dict[str, float]:
         if state.step == stop_after:
-            raise Stopped
+            raise StoppedError
         return {}
 
     Trainer(training, state, Sampler(training, split), measure, place).run()
@@ -179,7 +176,7 @@ def bits(state: checkpoint.State) -> dict[str, bytes]:
 def test_a_stopped_training_goes_on_and_ends_in_the_same_bits(folder, tmp_path):
     training = asked(folder, batch=2, network={"width": 3, "depth": 1, "dropout": 0.3})
     whole = trained(training, tmp_path / "whole")
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedError):
         trained(training, tmp_path / "parts", stop_after=4)
     assert json_state(tmp_path / "parts")["step"] == 2
     resumed = trained(training, tmp_path / "parts")
@@ -443,7 +440,7 @@ def test_a_foreign_state_dict_computes_the_same_here(tmp_path):
         assert torch.allclose(foreign(x), network(x), atol=1e-5)
 
 
-def test_the_network_of_2015_is_matched_in_its_own_order(tmp_path):
+def test_the_network_of_2015_is_matched_in_its_own_order():
     with torch.device("meta"):
         network = UNet()
     names = list(in_order(network))

@@ -18,7 +18,7 @@ TICKS = 5
 COLOURS = ("#1f6fb4", "#c8501e", "#2f8a3c", "#7b4ea3", "#8a6a2f", "#4a4a4a")
 FOUND_ONLY, WANTED_ONLY = (230, 60, 40), (50, 110, 240)
 GAP = 6
-LARGEST_SIDE = 512
+LARGEST_SIDE = 256
 
 Picture = NDArray[np.uint8]
 

@@ -47,7 +47,7 @@ log = logging.getLogger(__name__)
 
 THRESHOLD = 0.5
 DIGITS = 4
-PAGE_ROWS = 8
+PAGE_ROWS = 6
 GIGABYTE = 1e9
 
 

@@ -18,6 +18,7 @@ Range = tuple[int, int]
 Part = dict[str, Range]
 T = TypeVar("T")
 
+SCHEMA = Path(__file__).resolve().with_name("train.schema.yaml")
 WEIGHT_FILES = (".pt", ".safetensors")
 
 
@@ -85,7 +86,7 @@ class Augment:
 
 @dataclass(frozen=True)
 class Training:
-    """One training; the keys are those of `workflow/schemas/train.schema.yaml`."""
+    """One training; the keys are those of `train.schema.yaml`."""
 
     name: str
     description: str
@@ -132,9 +133,7 @@ class Training:
         return {key: value for key, value in asdict(self).items() if key not in idle}
 
 
-def read_training(
-    raw: Mapping[str, Any], schema_file: Path, made: Collection[str] = ()
-) -> Training:
+def read_training(raw: Mapping[str, Any], made: Collection[str] = ()) -> Training:
     """Check the section `train` and freeze it; no image is opened.
 
     made  paths that need not be there yet, since a rule makes them
@@ -142,7 +141,7 @@ def read_training(
     Raises ConfigError that names the key.
     """
     try:
-        filled = checked(raw, schema_file)
+        filled = checked(raw, SCHEMA)
         images = tuple(map(_image, filled["images"]))
         training = _frozen(filled, images)
         _check(training)

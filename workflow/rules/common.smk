@@ -49,12 +49,9 @@ def files_of(path):
     return [path] if path in DOWNLOADS else source_files(path)[:MANY_FILES]
 
 
-TRAIN_SCHEMA = workflow.source_path("../schemas/train.schema.yaml")
-
-
 def checked_training():
     try:
-        return read_training(config["train"], Path(TRAIN_SCHEMA), made=DOWNLOADS)
+        return read_training(config["train"], made=DOWNLOADS)
     except UserError as error:
         raise WorkflowError(f"The configuration is wrong. {error}") from None
 

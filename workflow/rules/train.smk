@@ -17,7 +17,6 @@ rule train:
         gpu=0,
     params:
         training=config.get("train"),
-        schema=str(TRAIN_SCHEMA),
         version=VERSION,
     script:
         "../../scripts/train.py"
