@@ -14,7 +14,7 @@ import torch
 import yaml
 from numpy.typing import NDArray
 
-from unet.errors import ConfigError, ModelError, RunError, SourceError, StoreError
+from unet.errors import ConfigError, DeviceError, ModelError, RunError, SourceError, StoreError
 from unet.inference import load_model, predict
 from unet.metrics import Pixels
 from unet.model import UNet
@@ -214,18 +214,13 @@ def test_a_sample_depends_on_seed_step_and_index_only(folder):
     assert not np.array_equal(drawn[0].pixels, drawn[2].pixels)
 
 
-def test_other_settings_never_go_on_from_the_same_checkpoint(folder, tmp_path):
+def test_other_settings_never_go_on_from_the_same_checkpoint(folder):
     def names(**changed: Any) -> str:
         training = asked(folder, **changed)
         return train._named(training, read_all(training))
 
     assert names() == names(description="in other words", measures=["instances"])
     assert len({names(), names(seed=1), names(steps=7), names(window=[76, 76])}) == 4
-    tifffile.imwrite(tmp_path / "copy.tif", tifffile.imread(folder / "a.tif"), compression="zlib")
-    images = section(folder)["images"]
-    moved = [{**images[0], "image": str(tmp_path / "copy.tif")}, images[1]]
-    training = asked(folder, images=moved)
-    assert train._named(training, read_all(training)) != ""
 
 
 def test_a_damaged_checkpoint_is_named(folder, tmp_path):
@@ -362,6 +357,8 @@ def test_a_copy_under_another_name_is_refused(folder, tmp_path):
         ({"class_weights": [1]}, "class_weights: expected 2"),
         ({"classes": list("abcd")}, "expected class masks"),
         ({"network": {"kernel": 2}}, "odd kernel sizes"),
+        ({"start": "gone.pt"}, "start: expected the weights"),
+        ({"start": "no-model"}, "Expected a model's name"),
     ],
 )
 def test_a_wrong_setting_is_named_before_an_image_is_opened(folder, changed, message):
@@ -458,6 +455,11 @@ def test_a_tensor_without_a_counterpart_is_an_error(tmp_path, width, depth, mess
     torch.save(Foreign().state_dict(), tmp_path / "foreign.pt")
     with pytest.raises(ModelError, match=message):
         adopt(UNet(width=width, depth=depth), str(tmp_path / "foreign.pt"))
+
+
+def test_more_gpus_than_windows_are_refused_before_an_image_is_read(folder, tmp_path):
+    with pytest.raises(DeviceError, match="a batch of 1 for 2 GPUs"):
+        train.run(asked(folder), tmp_path / "m", threads=1, gpus=2)
 
 
 def test_a_training_starts_from_a_model_folder(folder, make_model):

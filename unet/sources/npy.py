@@ -8,6 +8,7 @@ whole: it is compressed in one piece.
 from __future__ import annotations
 
 import zipfile
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,7 +64,7 @@ class NpzPixels:
 
 def _only_array(path: str) -> NDArray[np.generic]:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with Path(path).open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             if len(file.files) != 1:
                 raise SourceError(
                     f"Expected one array in {path}, got {len(file.files)} "
@@ -80,8 +81,13 @@ def _only_array(path: str) -> NDArray[np.generic]:
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
+def _is_zip(path: str) -> bool:
+    with Path(path).open("rb") as file:
+        return file.read(2) == b"PK"
+
+
 def find_npy(spec: SourceSpec) -> Found:
     """The array of a .npy or .npz file; its axes are the spec's, or "yx"."""
-    pixels = NpzPixels(spec.path) if zipfile.is_zipfile(spec.path) else NpyPixels(spec.path)
+    pixels = NpzPixels(spec.path) if _is_zip(spec.path) else NpyPixels(spec.path)
     _, pixel_size = choose_level(spec, {}, [{}])
     return Found(pixels, stated_axes(spec, pixels.shape), pixel_size)

@@ -31,7 +31,7 @@ from torch.multiprocessing.spawn import start_processes
 
 from unet import picture
 from unet.decision import decide
-from unet.errors import RunError, UserError
+from unet.errors import DeviceError, RunError, UserError
 from unet.manifest import fingerprint, write_whole
 from unet.metrics import Tally
 from unet.model import UNet
@@ -57,6 +57,11 @@ def run(training: Training, folder: Path, threads: int, gpus: int) -> None:
     Raises SourceError for labelled images that cannot be used, RunError where the loss is not
     finite.
     """
+    if gpus > training.batch:
+        raise DeviceError(
+            f"Expected at least one window for each GPU, got a batch of {training.batch} for "
+            f"{gpus} GPUs. Raise `batch`, or use fewer with --set-resources train:gpu=1."
+        )
     split = read_all(training)
     place = folder / "work" / f"checkpoint-{_named(training, split)}.safetensors"
     _tell(training, split, gpus)

@@ -11,6 +11,7 @@ from unet.architecture import Architecture
 from unet.config import checked
 from unet.errors import ConfigError, UserError
 from unet.geometry import Sizes
+from unet.model_folder import find_model
 from unet.sources import source_files
 from unet.sources.base import SourceSpec
 
@@ -122,6 +123,16 @@ class Training:
         )
 
     @property
+    def start_files(self) -> list[Path]:
+        """The file of weights to start from, and model.yaml if it is in a model folder."""
+        if self.start is None:
+            return []
+        if Path(self.start).suffix in WEIGHT_FILES:
+            return [Path(self.start)]
+        model = find_model(self.start)
+        return [model.weights, model.folder / "model.yaml"]
+
+    @property
     def paths(self) -> list[str]:
         """Every path of an image, a label or a mask, in order."""
         return [path for image in self.images for path in image.paths]
@@ -227,6 +238,9 @@ def _check(training: Training) -> None:
             f"{list(training.window)}."
         )
     training.architecture(1).output(training.window)
+    for file in training.start_files:
+        if not file.is_file():
+            raise ConfigError(f"start: expected the weights to start from in {file}, found none.")
 
 
 def _problems(training: Training, image: LabelledImage) -> Iterator[str]:

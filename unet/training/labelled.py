@@ -19,6 +19,7 @@ from scipy import ndimage  # type: ignore[import-untyped]
 
 from unet.errors import SourceError
 from unet.geometry import Box
+from unet.model_folder import file_sha256
 from unet.sources import open_source
 from unet.sources.base import SourceSpec
 from unet.statistics import Normalisation, summarise
@@ -161,7 +162,8 @@ def identity(training: Training, split: Split) -> list[Any]:
     for image in images:
         for spec in ("image", "label", "annotated"):
             image[spec] = None  # a moved file is the same file: its pixels are below
-    return [training.decisive(), images, split.trained_on]
+    starts = [file_sha256(file) for file in training.start_files]
+    return [training.decisive() | {"start": None}, starts, images, split.trained_on]
 
 
 def _read(spec: SourceSpec) -> NDArray[np.generic]:

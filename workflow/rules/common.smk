@@ -67,9 +67,8 @@ def train_files(wildcards):
             "There is nothing to train: the configuration has no section `train`. Name one that "
             "has, such as --configfile config/train.yaml."
         )
-    return list(
-        dict.fromkeys(file for path in TRAINING.paths for file in files_of(path))
-    )
+    labelled = dict.fromkeys(file for path in TRAINING.paths for file in files_of(path))
+    return [*labelled, *map(str, TRAINING.start_files)]
 
 
 def evaluated_files(wildcards):
