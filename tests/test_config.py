@@ -103,7 +103,7 @@ def test_a_typo_of_any_key_is_named_with_the_key_that_was_meant(name):
     typo = f"{key}s"
     raw: Any = json.loads(json.dumps(SMALLEST))
     at = raw
-    for parent, inner in zip(parents, [*parents[1:], key], strict=True):
+    for parent, inner in zip(parents, [*parents, key][1:], strict=True):
         at = at[0] if parent == "[]" else at.setdefault(parent, [{}] if inner == "[]" else {})
     at[typo] = None
     with pytest.raises(ConfigError, match=rf"unknown key '{typo}'; did you mean '{key}'\?"):
