@@ -240,7 +240,7 @@ def test_two_processes_train_as_one_does(folder, tmp_path):
     """Gradients are those of the whole batch, however many processes it is spread over."""
     training = asked(folder, batch=2, network={"width": 2, "depth": 1}, steps=3, report=3)
     alone = trained(training, tmp_path / "alone")
-    train.train_together(["cpu", "cpu"], training, tmp_path / "both", threads=1)
+    train.train_together(["cpu", "cpu"], training, tmp_path / "both")
     both = fresh(training, 1, "cpu")
     checkpoint.load(tmp_path / "both", both)
     for (name, one), two in zip(
@@ -252,7 +252,7 @@ def test_two_processes_train_as_one_does(folder, tmp_path):
 def test_an_error_of_one_process_is_told_by_the_first(folder, tmp_path):
     training = asked(folder, batch=2, learning_rate=1e30)
     with pytest.raises(RunError, match="Expected a finite loss"):
-        train.train_together(["cpu", "cpu"], training, tmp_path / "both", threads=1)
+        train.train_together(["cpu", "cpu"], training, tmp_path / "both")
 
 
 def test_it_says_at_the_start_what_it_will_cost(folder, tmp_path, caplog):

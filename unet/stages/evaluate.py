@@ -1,7 +1,7 @@
 """evaluate: the masks of finished runs against labels, as a table and a page of pictures.
 
-Planes are read one by one, so that a stack need not fit in memory; only instances of a 3D network
-are compared as whole volumes, which have to.
+Planes are read one by one, so that a plane has to fit in memory, but not a stack; instances of a 3D
+network are compared as whole volumes, which have to.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import csv
 import io
 import logging
 from collections.abc import Iterator
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,32 +78,35 @@ def _evaluated(asked: Evaluation) -> tuple[dict[str, float], list[picture.Pictur
     volumes = find_model(plan.model).architecture.dims == 3
     mask = read_manifest(asked.place.manifest("stitch"), Stitched).mask
     tally = Tally(asked.measures, len(plan.classes), volumes)
-    opened = [open_source(SourceSpec(mask)), open_source(asked.label), open_source(asked.image)]
-    if asked.annotated is not None:
-        opened.append(open_source(asked.annotated))
-    try:
-        found, label, image, *annotated = opened
-        for source, spec in zip([label, *annotated], [asked.label, asked.annotated], strict=False):
-            _refuse_other_size(source, spec, found, mask)
-        boxes = list(_boxes(found, volumes and "instances" in asked.measures))
-        planes = sum(box.shape[0] * box.shape[1] for box in boxes)
-        wanted_rows = set(np.linspace(0, planes - 1, min(DRAWN, planes)).round().astype(int))
-        rows: list[picture.Picture] = []
-        plane = 0
-        for box in boxes:
+    with ExitStack() as opened:
+
+        def source(spec: SourceSpec) -> Source:
+            return opened.enter_context(closing(open_source(spec)))
+
+        found, label, image = source(SourceSpec(mask)), source(asked.label), source(asked.image)
+        annotated = None if asked.annotated is None else source(asked.annotated)
+        _refuse_other_size(label, asked.label, found, mask)
+        if annotated is not None and asked.annotated is not None:
+            _refuse_other_size(annotated, asked.annotated, found, mask)
+        for box in _boxes(found, volumes and "instances" in asked.measures):
             labels, classes = label.read(box)[0, 0], found.read(box)[0, 0].astype(np.uint8)
-            where = annotated[0].read(box)[0, 0] != 0 if annotated else np.ones(labels.shape, bool)
-            truth = _classes(labels, asked)
-            tally.add(classes, truth, labels if asked.values is None else None, where)
-            for z in range(len(classes)):
-                if plane in wanted_rows:
-                    pixels = image.read(_plane(box, z))[0, :, 0]
-                    rows.append(picture.compared(pixels, classes[z] > 0, truth[z] > 0))
-                plane += 1
-    finally:
-        for source in opened:
-            source.close()
+            complete = np.ones(labels.shape, np.bool_)
+            if annotated is not None:
+                complete = annotated.read(box)[0, 0] != 0
+            objects = labels if asked.values is None else None
+            tally.add(classes, _classes(labels, asked), objects, complete)
+        planes = list(_boxes(found, whole=False))
+        chosen = np.linspace(0, len(planes) - 1, min(DRAWN, len(planes))).round().astype(int)
+        rows = [_row(image, found, label, planes[index], asked) for index in chosen]
     return tally.figures(), rows
+
+
+def _row(
+    image: Source, found: Source, label: Source, plane: Box, asked: Evaluation
+) -> picture.Picture:
+    """One plane: image, mask, errors."""
+    classes, wanted = found.read(plane)[0, 0, 0], _classes(label.read(plane)[0, 0, 0], asked)
+    return picture.compared(image.read(plane)[0, :, 0], classes > 0, wanted > 0)
 
 
 def _classes(labels: NDArray[np.generic], asked: Evaluation) -> NDArray[np.uint8]:
@@ -123,13 +127,8 @@ def _boxes(mask: Source, whole: bool) -> Iterator[Box]:
             yield Box((t, z, 0, 0), (t + 1, z + (depth if whole else 1), *plane))
 
 
-def _plane(box: Box, z: int) -> Box:
-    t, first, y, x = box.start
-    return Box((t, first + z, y, x), (t + 1, first + z + 1, *box.stop[2:]))
-
-
-def _refuse_other_size(source: Source, spec: SourceSpec | None, mask: Source, path: str) -> None:
-    if spec is not None and source.shape != mask.shape:
+def _refuse_other_size(source: Source, spec: SourceSpec, mask: Source, path: str) -> None:
+    if source.shape != mask.shape:
         raise SourceError(
             f"Expected {spec.path} to have one channel and the size of the mask {path}, (t, c, z, "
             f"y, x) = {mask.shape}, got {source.shape}. Check that they belong together, and axes."

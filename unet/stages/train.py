@@ -69,7 +69,7 @@ def run(training: Training, folder: Path, threads: int, gpus: int) -> None:
     if len(devices) == 1:
         _train(Team(0, 1, devices[0]), training, split, place, threads)
     else:
-        train_together(devices, training, place, threads)
+        train_together(devices, training, place)
     state = fresh(training, len(split.channels), "cpu")
     checkpoint.load(place, state)
     _write(training, split, state, folder)
@@ -111,10 +111,10 @@ def _train(team: Team, training: Training, split: Split, place: Path, threads: i
     Trainer(training, state, Sampler(training, split), measure, place, team).run()
 
 
-def train_together(devices: list[str], training: Training, place: Path, threads: int) -> None:
-    """Train in one process a device; each reads the images for itself."""
+def train_together(devices: list[str], training: Training, place: Path) -> None:
+    """Train in one process a device; each reads the images for itself, and uses one thread."""
     with tempfile.TemporaryDirectory() as folder:
-        arguments = (devices, training, place, threads, Path(folder))
+        arguments = (devices, training, place, Path(folder))
         context = start_processes(  # type: ignore[no-untyped-call]
             _member, arguments, nprocs=len(devices), join=False, start_method="spawn"
         )
@@ -127,13 +127,11 @@ def train_together(devices: list[str], training: Training, place: Path, threads:
             raise
 
 
-def _member(
-    rank: int, devices: list[str], training: Training, place: Path, threads: int, folder: Path
-) -> None:
+def _member(rank: int, devices: list[str], training: Training, place: Path, folder: Path) -> None:
     team = Team(rank, len(devices), devices[rank])
     try:
         with joined(team, folder / "meeting"):
-            _train(team, training, read_all(training), place, threads)
+            _train(team, training, read_all(training), place, threads=1)
     except UserError as error:
         (folder / f"error-{rank}").write_text(str(error), encoding="utf-8")
         raise
