@@ -6,6 +6,7 @@ import json
 import re
 import tomllib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,15 +18,22 @@ from unet.config import GIGABYTE, read_config
 from unet.errors import ConfigError
 from unet.plan import Request
 from unet.sources.base import SourceSpec
+from unet.training.config import SCHEMA as TRAIN_SCHEMA
+from unet.training.config import read_training
 
 SCHEMA = REPOSITORY / "workflow" / "schemas" / "config.schema.yaml"
 README = REPOSITORY / "config" / "README.md"
+TRAINING = REPOSITORY / "config" / "TRAINING.md"
+CONFIGURATIONS = [
+    *(REPOSITORY / "config" / "models").glob("*.yaml"),
+    REPOSITORY / "config" / "train.yaml",
+]
 SMALLEST = {"images": [{"name": "a", "path": "a.tif", "model": "fluo-nuclei"}]}
 MADE = ["a.tif"]
 
 
-def schema() -> dict[str, Any]:
-    return yaml.safe_load(SCHEMA.read_text(encoding="utf-8"))
+def schema(file: Path = SCHEMA) -> dict[str, Any]:
+    return yaml.safe_load(file.read_text(encoding="utf-8"))
 
 
 def keys(of: dict[str, Any], name: str = "") -> Iterator[tuple[str, dict[str, Any], bool]]:
@@ -57,14 +65,16 @@ def test_a_model_of_many_images_is_looked_at_once(monkeypatch):
     assert looked == ["one", "two"]
 
 
-def test_the_schema_is_closed():
-    assert len(list(objects(schema()))) == 6
-    assert all(each["additionalProperties"] is False for each in objects(schema()))
+@pytest.mark.parametrize(("file", "count"), [(SCHEMA, 7), (TRAIN_SCHEMA, 8)])
+def test_the_schema_is_closed(file, count):
+    assert len(list(objects(schema(file)))) == count
+    assert all(each["additionalProperties"] is False for each in objects(schema(file)))
 
 
-def test_every_key_is_described_and_has_a_default_or_is_required():
-    for name, said, required in keys(schema()):
-        if not name.startswith("images[].pixel_size."):
+@pytest.mark.parametrize("file", [SCHEMA, TRAIN_SCHEMA])
+def test_every_key_is_described_and_has_a_default_or_is_required(file):
+    for name, said, required in keys(schema(file)):
+        if name.rpartition(".")[2] not in ("z", "y", "x"):
             assert said["description"].endswith("."), name
             assert required != ("default" in said), name
 
@@ -105,8 +115,8 @@ def test_a_typo_of_any_key_is_named_with_the_key_that_was_meant(name):
     typo = f"{key}s"
     raw: Any = json.loads(json.dumps(SMALLEST))
     at = raw
-    for parent in parents:
-        at = at[0] if parent == "[]" else at.setdefault(parent, {})
+    for parent, inner in zip(parents, [*parents, key][1:], strict=True):
+        at = at[0] if parent == "[]" else at.setdefault(parent, [{}] if inner == "[]" else {})
     at[typo] = None
     with pytest.raises(ConfigError, match=rf"unknown key '{typo}'; did you mean '{key}'\?"):
         read_config(raw, SCHEMA, made=MADE)
@@ -123,7 +133,7 @@ def test_the_default_configuration_is_valid():
 
 def type_of(said: dict[str, Any]) -> str:
     if "enum" in said:
-        return " or ".join(said["enum"])
+        return " or ".join(map(str, said["enum"]))
     kinds = [said["type"]] if isinstance(said["type"], str) else said["type"]
     kind = next(kind for kind in kinds if kind != "null")
     if kind == "array":
@@ -137,24 +147,25 @@ def default_of(said: dict[str, Any], required: bool) -> str:
     if required:
         return "required"
     value = said.get("default")
-    return "-" if value is None or value == {} else json.dumps(value).strip('"')
+    return "-" if value in (None, {}, [], "") else json.dumps(value).strip('"')
 
 
-def expected_rows() -> list[list[str]]:
+def expected_rows(file: Path) -> list[list[str]]:
     """What the table has to say of each key: all columns but the unit."""
     return [
         [f"`{name}`", type_of(said), default_of(said, required), said.get("description", "")]
-        for name, said, required in keys(schema())
+        for name, said, required in keys(schema(file))
     ]
 
 
-def test_the_table_of_keys_is_the_schema():
+@pytest.mark.parametrize(("page", "file"), [(README, SCHEMA), (TRAINING, TRAIN_SCHEMA)])
+def test_the_table_of_keys_is_the_schema(page, file):
     rows = [
         [cell.strip() for cell in line.strip("|").split("|")]
-        for line in README.read_text(encoding="utf-8").splitlines()
+        for line in page.read_text(encoding="utf-8").splitlines()
         if line.startswith("| `")
     ]
-    expected = expected_rows()
+    expected = expected_rows(file)
     for row, wanted in zip(rows, expected, strict=True):
         name, kind, unit, default, description = row
         assert [name, kind, default] == wanted[:3]
@@ -169,6 +180,15 @@ def test_the_example_is_valid():
     for example in examples:
         raw = yaml.safe_load(example)
         read_config(raw, SCHEMA, made=[image["path"] for image in raw["images"]])
+
+
+@pytest.mark.parametrize("file", CONFIGURATIONS, ids=lambda path: path.stem)
+def test_a_training_that_comes_along_is_valid(file):
+    raw = yaml.safe_load(file.read_text(encoding="utf-8"))["train"]
+    paths = [i[k] for i in raw["images"] for k in ("image", "label", "annotated") if i.get(k)]
+    training = read_training(raw, made=paths)
+    assert training.paths == paths
+    assert file.stem in (training.name, "train")
 
 
 # --- Packages -----------------------------------------------------------------------------------

@@ -25,7 +25,8 @@ NETWORKS = {
     "kernel of 5": {"width": 2, "depth": 1, "kernel": 5},
 }
 SHIPPED_MODELS = sorted(path.parent.name for path in SHIPPED.glob("*/model.yaml"))
-MOST_BYTES = 8_000_000
+DRAWN = ("curves.csv", "curves.svg", "validation.png")
+MOST_BYTES = 16_000_000
 
 
 def rewrite(folder: Path, **changes: object) -> None:
@@ -232,11 +233,13 @@ def test_a_shipped_model(name):
     network = load_network(model)
     assert sum(p.numel() for p in network.parameters()) == model.architecture.parameters
     files = [path for path in model.folder.rglob("*") if path.is_file()]
-    assert sorted(path.name for path in files) == ["model.yaml", "weights.safetensors"]
+    names = {path.name for path in files}
+    assert {"model.yaml", "weights.safetensors"} <= names
+    assert names <= {"model.yaml", "weights.safetensors", *DRAWN}
     assert sum(path.stat().st_size for path in files) < MOST_BYTES
     said = yaml.safe_load((model.folder / "model.yaml").read_text(encoding="utf-8"))
     for key in ("description", "source", "licence", "trained_on", "not_seen", "metrics"):
         assert said[key], key
     assert said["weights"]["sha256"] == model.weights_sha256
     figures = [value for data in said["metrics"].values() for value in data.values()]
-    assert all(0 < value <= 1 for value in figures)
+    assert all(0 <= value <= 1 for value in figures)

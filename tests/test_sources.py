@@ -608,6 +608,14 @@ def test_npy(tmp_path: Path, order: str) -> None:
     assert_reads(SourceSpec(str(path)), as_5d(image[0, 0] > 9, "yx"))
 
 
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_npz(tmp_path: Path, save: Callable[..., None]) -> None:
+    image = noise(3, 30, 40, dtype=">i2")
+    save(tmp_path / "i.npz", labels=image)
+    expected = as_5d(image.astype("int16"), "zyx")
+    assert_reads(SourceSpec(str(tmp_path / "i.npz"), axes="zyx"), expected)
+
+
 # --- Zarr ---------------------------------------------------------------------------------------
 
 
@@ -709,6 +717,14 @@ def array(shape: tuple[int, ...]) -> Callable[[Path], str]:
     return write
 
 
+def npz(**arrays: np.ndarray) -> Callable[[Path], str]:
+    def write(folder: Path) -> str:
+        np.savez(folder / "i.npz", **arrays)
+        return str(folder / "i.npz")
+
+    return write
+
+
 def file(name: str, content: bytes) -> Callable[[Path], str]:
     def write(folder: Path) -> str:
         (folder / name).write_bytes(content)
@@ -774,6 +790,9 @@ BAD: dict[str, tuple[Callable[[Path], str], dict[str, Any], str]] = {
     "damaged tiff": (file("i.tif", b"II*\0\x08\0\0\0"), {}, "cannot be read as one"),
     "damaged png": (file("i.png", b"\x89PNG\r\n\x1a\n123"), {}, "cannot be decoded"),
     "damaged npy": (file("i.npy", b"\x93NUMPY\x01\0"), {}, "is not a .npy file of plain numbers"),
+    "damaged npz": (file("i.npz", b"PK\x03\x04" + bytes(9)), {}, "is not an .npz file of plain"),
+    "two arrays": (npz(a=np.zeros(4), b=np.zeros(4)), {}, r"Expected one array .* got 2 \(a, b\)"),
+    "npz of objects": (npz(a=np.array([None])), {}, "or holds Python objects"),
     "objects": (bad_dtype("object"), {}, "or holds Python objects"),
     "complex": (bad_dtype("complex64"), {}, "holds complex64 values; expected"),
     "structured": (bad_dtype("u1,f4"), {}, "values; expected booleans, integers or floats"),

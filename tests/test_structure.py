@@ -15,8 +15,18 @@ OWNERS = {
     "tifffile": {"sources/tiff.py"},
     "distributed": {"cluster.py", "jobqueue.py"},
     "dask_jobqueue": {"jobqueue.py"},
-    "torch": {"model.py", "weights.py", "inference.py", "stages/predict.py"},
-    "safetensors": {"weights.py"},
+    "torch": {
+        "model.py",
+        "weights.py",
+        "inference.py",
+        "stages/predict.py",
+        "stages/train.py",
+        "training/adopt.py",
+        "training/checkpoint.py",
+        "training/trainer.py",
+    },
+    "safetensors": {"weights.py", "training/checkpoint.py"},
+    "scipy": {"metrics.py", "training/labelled.py", "training/sampling.py", "training/targets.py"},
     "jsonschema": {"config.py", "model_folder.py"},
     "snakemake": set(),
     "obstore": {"location.py", "server.py"},
@@ -46,13 +56,16 @@ def test_a_heavy_library_is_imported_by_its_own_modules_only(library):
 
 def test_planning_needs_no_torch():
     """So that Snakemake, which reads the configuration in every job, starts quickly."""
-    code = "import unet.config, unet.stages.split, sys; print('torch' in sys.modules)"
+    code = (
+        "import unet.config, unet.stages.split, unet.training.config, sys; "
+        "print({'torch', 'scipy'} & sys.modules.keys())"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
+    assert done.stdout.strip() == "set()"
 
 
 def test_a_stage_has_one_name():
-    for stage in ("ingest", "split", "predict", "stitch"):
+    for stage in ("ingest", "split", "predict", "stitch", "train", "evaluate"):
         assert (REPOSITORY / "unet" / "stages" / f"{stage}.py").is_file()
         assert (REPOSITORY / "scripts" / f"{stage}.py").is_file()
         rule = (REPOSITORY / "workflow" / "rules" / f"{stage}.smk").read_text()

@@ -171,6 +171,16 @@ class Architecture:
             peak = max(peak, layer.kept + layer.read + 2 * layer.written)
         return peak * FLOAT32_BYTES
 
+    def training_bytes(self, window: Sequence[int]) -> int:
+        """float32 bytes that training on one window takes, about: activations are all kept.
+
+        What every convolution reads is kept for its gradient; on the way back the largest layer
+        needs its result and its gradient too.
+        """
+        layers = list(self._layers(window))
+        kept = sum(layer.read for layer in layers)
+        return (kept + 3 * max(layer.written for layer in layers)) * FLOAT32_BYTES
+
     @property
     def parameters(self) -> int:
         """Trained numbers: weights and biases (31,030,658 for the network of 2015)."""

@@ -47,6 +47,17 @@ class ImageConfig:
 
 
 @dataclass(frozen=True)
+class EvaluateConfig:
+    """Labels of one image; see `unet.stages.evaluate`."""
+
+    name: str
+    label: SourceSpec
+    annotated: SourceSpec | None
+    values: tuple[int, ...] | None
+    measures: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Config:
     """The whole configuration; the stages' settings hold for every image."""
 
@@ -57,6 +68,7 @@ class Config:
     scheduler: str | None
     threshold: float
     with_image: bool
+    evaluate: tuple[EvaluateConfig, ...] = ()
 
 
 def read_config(raw: Mapping[str, Any], schema_file: Path, made: Collection[str] = ()) -> Config:
@@ -67,11 +79,7 @@ def read_config(raw: Mapping[str, Any], schema_file: Path, made: Collection[str]
 
     Raises ConfigError that names the key.
     """
-    schema = yaml.safe_load(schema_file.read_text(encoding="utf-8"))
-    errors = sorted(Validator(schema).iter_errors(raw), key=lambda e: e.json_path)
-    if errors:
-        raise ConfigError("; ".join(_sentence(error) for error in errors[:5]))
-    filled = _with_defaults(raw, schema)
+    filled = checked(raw, schema_file)
     _check_names(filled["images"])
     images: dict[str, ImageConfig] = {}
     models: set[str] = set()
@@ -101,7 +109,17 @@ def read_config(raw: Mapping[str, Any], schema_file: Path, made: Collection[str]
         scheduler=predict["scheduler"],
         threshold=stitch["threshold"],
         with_image=stitch["image"],
+        evaluate=tuple(_evaluate(item, images, made) for item in filled["evaluate"]),
     )
+
+
+def checked(raw: Mapping[str, Any], schema_file: Path) -> dict[str, Any]:
+    """A configuration with the defaults of its schema. Raises ConfigError that names the key."""
+    schema = yaml.safe_load(schema_file.read_text(encoding="utf-8"))
+    errors = sorted(Validator(schema).iter_errors(raw), key=lambda e: e.json_path)
+    if errors:
+        raise ConfigError("; ".join(_sentence(error) for error in errors[:5]))
+    return dict(_with_defaults(raw, schema))
 
 
 def _image(item: Mapping[str, Any]) -> ImageConfig:
@@ -136,6 +154,29 @@ def _stores(text: str | None) -> str | None:
 def _plain(text: str) -> str:
     """A URL as it is, if it is well formed; `~` and file:// resolved; any other path as it is."""
     return str(locate(text)) if text.startswith("~") or "://" in text else text
+
+
+def _evaluate(
+    item: Mapping[str, Any], images: Mapping[str, ImageConfig], made: Collection[str]
+) -> EvaluateConfig:
+    name, annotated = item["name"], item["annotated"]
+    if name not in images:
+        raise ConfigError(
+            f"evaluate: expected the name of one of the images ({', '.join(images)}), got {name!r}."
+        )
+    for path in (item["label"], annotated):
+        if path is not None and path not in made:
+            try:
+                local_files(path)
+            except UserError as error:
+                raise ConfigError(f"evaluate ({name}): {error}") from error
+    return EvaluateConfig(
+        name=name,
+        label=SourceSpec(item["label"], axes=item["axes"]),
+        annotated=None if annotated is None else SourceSpec(annotated, axes=item["axes"]),
+        values=None if item["values"] is None else tuple(item["values"]),
+        measures=tuple(item["measures"]),
+    )
 
 
 def _check_names(images: list[dict[str, Any]]) -> None:

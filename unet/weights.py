@@ -23,7 +23,7 @@ def load_network(spec: ModelSpec) -> UNet:
     """
     a = spec.architecture
     network = UNet(a.in_channels, a.classes, a.width, a.depth, a.dims, a.kernels, a.pools)
-    tensors = _read_tensors(spec.weights)
+    tensors = read_tensors(spec.weights)
     wanted = network.state_dict()
     problems = [f"{name} is missing" for name in sorted(wanted.keys() - tensors.keys())]
     problems += [f"{name} is unknown" for name in sorted(tensors.keys() - wanted.keys())]
@@ -76,7 +76,8 @@ def save_model(folder: Path, network: UNet, description: dict[str, Any]) -> Mode
     return find_model(folder)
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors or .pt file, by name. Raises ModelError; runs no code of it."""
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)

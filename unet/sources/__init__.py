@@ -29,6 +29,7 @@ MAGIC = {
     b"\x89PNG": "raster",
     b"\xff\xd8\xff": "raster",
     b"\x93NUMPY": "npy",
+    b"PK\x03\x04": "npy",
 }
 
 
@@ -125,8 +126,8 @@ def _find_file(spec: SourceSpec) -> Found:
         return find_raster(spec)
     raise SourceError(
         f"{spec.path} is not an image this project reads: expected TIFF (also SVS, NDPI, SCN, "
-        f"QPTIFF, OME-TIFF), PNG, JPEG, .npy, or a Zarr folder, but it starts with {start!r}. "
-        "Convert it, for example to OME-TIFF or OME-Zarr with bioformats2raw."
+        f"QPTIFF, OME-TIFF), PNG, JPEG, .npy, .npz, or a Zarr folder, but it starts with "
+        f"{start!r}. Convert it, for example to OME-TIFF or OME-Zarr with bioformats2raw."
     )
 
 

@@ -1,8 +1,12 @@
-"""NumPy's .npy files: the simplest way to hand over an array. Any box can be read alone."""
+"""NumPy's .npy files: the simplest way to hand over an array. Any box can be read alone.
+
+A .npz file with one array, as labels often come, is read whole: it is compressed in one piece.
+"""
 
 from __future__ import annotations
 
 import math
+import zipfile
 from contextlib import closing
 from typing import BinaryIO
 
@@ -57,8 +61,52 @@ def _unreadable(path: str, found: str) -> SourceError:
     )
 
 
+class NpzPixels:
+    """The only array of an .npz file."""
+
+    def __init__(self, path: str) -> None:
+        self._array = _only_array(path)
+        self.shape = self.chunks = self._array.shape
+        self.dtype = self._array.dtype
+
+    def read(self, where: tuple[slice, ...]) -> NDArray[np.generic]:
+        """A copy of the pixels at `where`."""
+        return self._array[where].copy()
+
+    def close(self) -> None:
+        """The file was closed when it was read."""
+
+
+def _only_array(path: str) -> NDArray[np.generic]:
+    try:
+        with (
+            closing(open_file(path)) as file,
+            file.stream() as stream,
+            np.load(stream, allow_pickle=False) as held,
+        ):
+            if len(held.files) != 1:
+                raise SourceError(
+                    f"Expected one array in {path}, got {len(held.files)} "
+                    f"({', '.join(held.files)}). Save the one that is meant with np.save."
+                )
+            array: NDArray[np.generic] = held[held.files[0]]
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        if isinstance(error, SourceError):
+            raise
+        raise SourceError(
+            f"{path} is not an .npz file of plain numbers ({error}). It is probably cut short, is "
+            "another kind of ZIP file, or holds Python objects; save it again with np.savez."
+        ) from error
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def _is_zip(path: str) -> bool:
+    with closing(open_file(path)) as file, file.stream() as stream:
+        return stream.read(2) == b"PK"
+
+
 def find_npy(spec: SourceSpec) -> Found:
-    """The array behind `spec`; its axes are the spec's, or "yx"."""
-    pixels = NpyPixels(spec.path)
+    """The array of a .npy or .npz file; its axes are the spec's, or "yx"."""
+    pixels = NpzPixels(spec.path) if _is_zip(spec.path) else NpyPixels(spec.path)
     _, pixel_size = choose_level(spec, {}, [{}])
     return Found(pixels, stated_axes(spec, pixels.shape), pixel_size)

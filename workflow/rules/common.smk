@@ -9,6 +9,7 @@ from unet.config import read_config
 from unet.errors import UserError
 from unet.model_folder import find_model
 from unet.sources import local_files
+from unet.training.config import read_training
 
 VERSION = version("unet-stitch")
 MANY_FILES = 1000
@@ -44,10 +45,59 @@ def checked_config():
 CONFIG = checked_config()
 
 
-def source_of(wildcards):
+def files_of(path):
     """The local files of an image. Of very many slices the first: all are looked at as it runs."""
-    path = CONFIG.images[wildcards.image].source.path
-    return path if path in DOWNLOADS else local_files(path)[:MANY_FILES]
+    return [path] if path in DOWNLOADS else local_files(path)[:MANY_FILES]
+
+
+def checked_training():
+    try:
+        return read_training(config["train"], made=DOWNLOADS)
+    except UserError as error:
+        raise WorkflowError(f"The configuration is wrong. {error}") from None
+
+
+TRAINING = checked_training() if config.get("train") else None
+TRAINING_NAME = TRAINING.name if TRAINING else "none"
+
+
+def train_files(wildcards):
+    """The files of the labelled images, each once."""
+    if TRAINING is None:
+        raise WorkflowError(
+            "There is nothing to train: the configuration has no section `train`. Name one that "
+            "has, such as --configfile config/train.yaml."
+        )
+    labelled = dict.fromkeys(file for path in TRAINING.paths for file in files_of(path))
+    return [*labelled, *map(str, TRAINING.start_files)]
+
+
+def evaluated_files(wildcards):
+    if not CONFIG.evaluate:
+        raise WorkflowError(
+            "There is nothing to evaluate: the configuration has no section `evaluate`, which "
+            "names the labels of its images."
+        )
+    labels = [
+        file
+        for item in CONFIG.evaluate
+        for spec in (item.label, item.annotated)
+        if spec is not None
+        for file in files_of(spec.path)
+    ]
+    return expand("results/{item.name}/stitch.json", item=CONFIG.evaluate) + labels
+
+
+def evaluations(wildcards):
+    """What `scripts/evaluate.py` is asked: each set of labels, with the image that it is of."""
+    return [
+        {**asdict(item), "source": asdict(CONFIG.images[item.name].source)}
+        for item in CONFIG.evaluate
+    ]
+
+
+def source_of(wildcards):
+    return files_of(CONFIG.images[wildcards.image].source.path)
 
 
 def source_spec(wildcards):

@@ -1,0 +1,23 @@
+"""Adapter from the rule `evaluate` to `unet.stages.evaluate`."""
+
+from pathlib import Path
+
+from unet.console import told
+from unet.sources.base import SourceSpec
+from unet.stages import evaluate
+from unet.workspace import Workspace
+
+if __name__ == "__main__":
+    with told(snakemake.log[0]):
+        asked = [
+            evaluate.Evaluation(
+                place=Workspace(Path("results", item["name"])),
+                image=SourceSpec(**item["source"]),
+                label=SourceSpec(**item["label"]),
+                annotated=item["annotated"] and SourceSpec(**item["annotated"]),
+                values=item["values"] and tuple(item["values"]),
+                measures=tuple(item["measures"]),
+            )
+            for item in snakemake.params.asked
+        ]
+        evaluate.run(asked, Path(snakemake.output.table), Path(snakemake.output.page))

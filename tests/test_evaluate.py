@@ -1,0 +1,146 @@
+"""The rules train and evaluate: the real snakemake, and masks against labels."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import imagecodecs
+import numpy as np
+import pytest
+import tifffile
+import zarr
+from conftest import picture
+from support import run_stages
+
+import unet
+from unet.errors import ConfigError, SourceError
+from unet.metrics import Pixels
+from unet.sources.base import SourceSpec
+from unet.stages.evaluate import Evaluation, run
+from unet.workspace import Workspace
+
+
+def table(file: Path) -> dict[tuple[str, str], float]:
+    with file.open(newline="") as lines:
+        return {
+            (row["image"], row["measure"]): float(row["value"]) for row in csv.DictReader(lines)
+        }
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("evaluated")
+
+
+@pytest.fixture(scope="module")
+def config(folder, make_model):
+    image = picture(90, 110)
+    tifffile.imwrite(folder / "image.tif", image)
+    tifffile.imwrite(folder / "labels.tif", (image > 100).astype(np.uint8))
+    labelled = {"image": "image.tif", "label": "labels.tif"}
+    return {
+        "images": [{"name": "one", "path": "image.tif", "model": str(make_model().folder)}],
+        "evaluate": [{"name": "one", "label": "labels.tif", "measures": ["pixels", "instances"]}],
+        "train": {
+            "name": "tiny",
+            "classes": ["background", "disc"],
+            "images": [{**labelled, "train": {"y": [0, 50]}, "validate": {"y": [50, 90]}}],
+            "network": {"width": 2, "depth": 1},
+            "window": [24, 24],
+            "steps": 4,
+            "report": 2,
+        },
+    }
+
+
+def test_a_model_is_trained_and_a_mask_is_measured_by_rules(run_workflow, config, folder):
+    done = run_workflow(config, folder, "evaluate", "train")
+    assert done.returncode == 0, done.stdout + done.stderr
+    mask = zarr.open_array(folder / "results/one/one.ome.zarr/labels/mask/0", mode="r")[...] > 0
+    wanted = Pixels.of(mask, tifffile.imread(folder / "labels.tif") > 0).figures()
+    figures = table(folder / "results/evaluation.csv")
+    for measure, value in wanted.items():
+        assert figures["one", measure] == pytest.approx(value, abs=1e-6)
+    assert ("one", "ap_50") in figures
+    assert imagecodecs.imread(folder / "results/evaluation.png").shape == (90 + 6, 3 * 110 + 12, 3)
+    model = unet.load_model(folder / "models" / "tiny")
+    assert unet.predict(model, tifffile.imread(folder / "image.tif")).shape == (2, 90, 110)
+    again = run_workflow(config, folder, "evaluate", "train")
+    assert "Nothing to be done" in again.stdout + again.stderr
+
+
+@pytest.mark.parametrize("rule", ["evaluate", "train"])
+def test_without_its_section_a_rule_says_what_is_missing(run_workflow, config, tmp_path, rule):
+    tifffile.imwrite(tmp_path / "image.tif", picture(20, 20))
+    done = run_workflow({"images": config["images"]}, tmp_path, rule, "--dry-run")
+    assert done.returncode != 0
+    assert f"no section `{rule}`" in done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def finished(make_model, tmp_path_factory):
+    """A stack of three planes, segmented plane by plane."""
+    place = Workspace(tmp_path_factory.mktemp("run") / "stack")
+    place.root.mkdir()
+    np.save(place.root / "stack.npy", picture(3, 60, 70))
+    run_stages(SourceSpec(str(place.root / "stack.npy"), axes="zyx"), make_model(), place)
+    return place
+
+
+def asked(place: Workspace, label: np.ndarray, **changed) -> Evaluation:
+    np.save(place.root / "label.npy", label)
+    return Evaluation(
+        **{
+            "place": place,
+            "image": SourceSpec(str(place.root / "stack.npy"), axes="zyx"),
+            "label": SourceSpec(str(place.root / "label.npy"), axes="zyx"),
+            "annotated": None,
+            "values": None,
+            "measures": ("pixels", "instances", "membranes"),
+            **changed,
+        }
+    )
+
+
+def found(place: Workspace) -> np.ndarray:
+    return zarr.open_array(place.result / "labels/mask/0", mode="r")[...]
+
+
+def test_a_mask_is_perfect_against_itself(finished, tmp_path):
+    mask = found(finished)
+    assert 0 < mask.mean() < 1
+    run([asked(finished, mask, values=(0, 1))], tmp_path / "t.csv", tmp_path / "p.png")
+    figures = table(tmp_path / "t.csv")
+    assert figures.pop(("stack", "pixel_error")) == 0
+    assert set(figures.values()) == {1}
+    run([asked(finished, 1 - mask, values=(1, 0))], tmp_path / "t.csv", tmp_path / "p.png")
+    assert table(tmp_path / "t.csv")["stack", "dice"] == 1
+
+
+def test_only_what_is_annotated_is_measured(finished, tmp_path):
+    mask = found(finished)
+    wrong = mask.copy()
+    wrong[:, :30] = 1 - wrong[:, :30]
+    annotated = np.ones_like(mask)
+    annotated[:, :30] = 0
+    np.save(finished.root / "annotated.npy", annotated)
+    spec = SourceSpec(str(finished.root / "annotated.npy"), axes="zyx")
+    evaluation = asked(finished, wrong, annotated=spec, values=(0, 1), measures=("pixels",))
+    run([evaluation], tmp_path / "t.csv", tmp_path / "p.png")
+    assert table(tmp_path / "t.csv")["stack", "dice"] == 1
+
+
+def test_labels_of_another_size_are_refused(finished, tmp_path):
+    with pytest.raises(SourceError, match="the size of the mask"):
+        run([asked(finished, np.zeros((3, 60, 71), int))], tmp_path / "t.csv", tmp_path / "p.png")
+    assert not (tmp_path / "t.csv").exists()
+
+
+def test_a_name_that_is_no_image_is_refused(config, folder, monkeypatch):
+    from test_config import SCHEMA, read_config
+
+    monkeypatch.chdir(folder)
+    raw = {**config, "evaluate": [{"name": "two", "label": "labels.tif"}]}
+    with pytest.raises(ConfigError, match=r"one of the images \(one\), got 'two'"):
+        read_config(raw, SCHEMA)

@@ -1,0 +1,113 @@
+"""Learning curves and validation images, drawn: an SVG and a PNG without a plotting library."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from html import escape
+from typing import Any
+
+import imagecodecs
+import numpy as np
+from numpy.typing import NDArray
+
+Row = dict[str, Any]
+
+WIDTH, HEIGHT, MARGIN = 640, 220, 48
+TICKS = 5
+COLOURS = ("#1f6fb4", "#c8501e", "#2f8a3c", "#7b4ea3", "#8a6a2f", "#4a4a4a")
+FOUND_ONLY, WANTED_ONLY = (230, 60, 40), (50, 110, 240)
+GAP = 6
+LARGEST_SIDE = 256
+
+Picture = NDArray[np.uint8]
+
+
+def curves(rows: Sequence[Row], title: str) -> str:
+    """The learning curves as an SVG: one panel each for loss, Dice and pixel error.
+
+    rows  with `step`, `seconds` and any other figures; those of one panel share their first word
+    """
+    panels: dict[str, list[str]] = {}
+    for name in rows[-1]:
+        if name not in ("step", "seconds"):
+            panels.setdefault(name.split(":")[0], []).append(name)
+    minutes = [row["seconds"] / 60 for row in rows]
+    height = HEIGHT * len(panels) + 30
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" '
+        f'font-family="sans-serif" font-size="11">',
+        f'<rect width="{WIDTH}" height="{height}" fill="white"/>',
+        f'<text x="{MARGIN}" y="18" font-size="13">{escape(title)}</text>',
+    ]
+    for number, (panel, names) in enumerate(panels.items()):
+        lines = {name: [row[name] for row in rows] for name in names}
+        parts += _panel(panel, minutes, lines, 30 + number * HEIGHT)
+    return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def _panel(
+    panel: str, minutes: list[float], lines: dict[str, list[float]], top: int
+) -> Iterator[str]:
+    """One panel: axes with ticks, a line for each figure, and their names."""
+    left, right = MARGIN, WIDTH - 150
+    upper, lower = top + 12, top + HEIGHT - 34
+    values = [value for line in lines.values() for value in line if math.isfinite(value)]
+    low, high = min(values), max(values)
+    span, longest = (high - low) or 1.0, max(minutes) or 1.0
+
+    def across(minute: float) -> float:
+        return left + (right - left) * minute / longest
+
+    def up(value: float) -> float:
+        return lower - (lower - upper) * (value - low) / span
+
+    yield f'<path d="M{left} {upper}V{lower}H{right}" fill="none" stroke="#888"/>'
+    for tick in range(TICKS):
+        value, minute = low + span * tick / (TICKS - 1), longest * tick / (TICKS - 1)
+        yield f'<text x="{left - 4}" y="{up(value) + 4:.1f}" text-anchor="end">{value:.3f}</text>'
+        yield (
+            f'<text x="{across(minute):.1f}" y="{lower + 14}" text-anchor="middle">'
+            f"{minute:.1f}</text>"
+        )
+    yield f'<text x="{(left + right) // 2}" y="{lower + 28}" text-anchor="middle">minutes</text>'
+    for number, (name, line) in enumerate(lines.items()):
+        colour = COLOURS[number % len(COLOURS)]
+        points = " ".join(
+            f"{across(m):.1f},{up(v):.1f}" for m, v in zip(minutes, line, strict=True)
+        )
+        yield f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="1.5"/>'
+        label = f"{panel} {name.partition(':')[2]}".strip()
+        height = upper + 12 + 15 * number
+        yield f'<text x="{right + 8}" y="{height}" fill="{colour}">{escape(label)}</text>'
+
+
+def page(rows: Sequence[Picture]) -> bytes:
+    """Rows of pictures (Y, X, 3), one under the other, as a PNG."""
+    width = max(row.shape[1] for row in rows)
+    strips = []
+    for row in rows:
+        strip = np.full((row.shape[0] + GAP, width, 3), 255, np.uint8)
+        strip[: row.shape[0], : row.shape[1]] = row
+        strips.append(strip)
+    return bytes(imagecodecs.png_encode(np.concatenate(strips)))
+
+
+def compared(pixels: NDArray[Any], found: NDArray[np.bool_], wanted: NDArray[np.bool_]) -> Picture:
+    """Image, mask, and errors side by side: found only in red, missed in blue.
+
+    pixels  (C, Y, X), of any scale; masks (Y, X)
+    """
+    cut = tuple(slice(0, min(side, LARGEST_SIDE)) for side in found.shape)
+    found, wanted = found[cut], wanted[cut]
+    rgb = np.moveaxis(pixels[(slice(0, 3), *cut)], 0, -1).astype(np.float64)
+    rgb = rgb if rgb.shape[-1] == 3 else rgb[..., :1]
+    low, high = np.percentile(rgb, (0.5, 99.8))
+    grey = np.clip((rgb - low) / max(high - low, 1e-9) * 255, 0, 255).astype(np.uint8)
+    image = np.broadcast_to(grey, (*found.shape, 3))
+    mask = np.repeat(found[..., None] * np.uint8(255), 3, axis=-1)
+    errors = np.repeat((found & wanted)[..., None] * np.uint8(200), 3, axis=-1)
+    errors[found & ~wanted] = FOUND_ONLY
+    errors[wanted & ~found] = WANTED_ONLY
+    gap = np.full((found.shape[0], GAP, 3), 255, np.uint8)
+    return np.concatenate([image, gap, mask, gap, errors], axis=1)

@@ -1,0 +1,17 @@
+rule evaluate:
+    input:
+        evaluated_files,
+    output:
+        table="results/evaluation.csv",
+        page="results/evaluation.png",
+    log:
+        "logs/evaluate.log",
+    benchmark:
+        "benchmarks/evaluate.tsv"
+    conda:
+        "../../environment.yml"
+    params:
+        asked=evaluations,
+        version=VERSION,
+    script:
+        "../../scripts/evaluate.py"
