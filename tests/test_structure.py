@@ -13,7 +13,7 @@ MODULES = sorted((REPOSITORY / "unet").rglob("*.py"))
 OWNERS = {
     "zarr": {"store.py", "sources/zarr_source.py"},
     "tifffile": {"sources/tiff.py"},
-    "distributed": {"cluster.py"},
+    "distributed": {"cluster.py", "dispatch.py"},
     "torch": {"model.py", "weights.py", "inference.py", "stages/predict.py"},
     "safetensors": {"weights.py"},
     "jsonschema": {"config.py", "model_folder.py"},

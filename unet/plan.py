@@ -39,6 +39,7 @@ class ImageRef:
     """Where an image's pixels lie, and what they are; sizes are (t, z, y, x).
 
     copied  whether ingest made the store; else it is the user's own and only read
+    block   (t, z, y, x) of the shards of a copy
     axes    of the array, in its own order; `channels` of it are used, None for all
     span    the smallest and the largest value
     digest  names the pixels: equal images have equal digests
@@ -57,6 +58,7 @@ class ImageRef:
     span: tuple[float, float] = (0.0, 0.0)
     digest: str = ""
     identity: str = ""
+    block: Sizes = ()
 
     def absolute(self) -> ImageRef:
         """With a path that workers find wherever they were started; manifests can be moved."""
@@ -98,6 +100,9 @@ class Plan:
     device_bytes  what a device will hold: the network and one batch
     slabs         number of jobs; the result does not depend on it
     fingerprint   names everything that the probabilities depend on
+    output_files  at most so many files in the result: fewer without the image
+    output_bytes  of the result's pixels before compression, and
+    probabilities_bytes  of the probabilities
     """
 
     image: ImageRef
@@ -120,6 +125,9 @@ class Plan:
     device_bytes: int
     slabs: int
     fingerprint: str
+    output_files: int = 0
+    output_bytes: int = 0
+    probabilities_bytes: int = 0
 
     def box(self, block: int) -> Box:
         """The pixels of block number `block`."""

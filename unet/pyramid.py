@@ -49,7 +49,7 @@ class LevelJob:
             stop = tuple(b * f for b, f in zip(box.stop, self.factors, strict=True))
             values = above.read(Box(start, stop).clip(above.grid_shape))
             target.write(box, downsample(values, self.factors, self.kind))
-            return target.shard_file(index, self.block).stat().st_size
+            return target.settle(index, self.block)
 
         return shrink
 

@@ -13,7 +13,7 @@ import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import suppress
-from itertools import product
+from itertools import product, takewhile
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 from zarr.errors import ContainsArrayError, ContainsGroupError
 
+from unet.durable import sync_file, sync_folder
 from unet.errors import StoreError
 from unet.geometry import Box, Sizes, block_box, grid
 from unet.layout import Layout
@@ -51,6 +52,7 @@ class Pixels:
         self.axes = axes
         self.channels = channels
         self.own = own
+        self._settled: set[Path] = set()
 
     @property
     def grid_shape(self) -> Sizes:
@@ -102,6 +104,17 @@ class Pixels:
         position = tuple(start[a] // step[a] if a in step else 0 for a in self.axes)
         return self._file(position)
 
+    def settle(self, index: int, block: Sizes) -> int:
+        """Have the shard of block `index` on the disk itself; returns its bytes."""
+        file = self.shard_file(index, block)
+        sync_file(file)
+        if file.parent not in self._settled:  # else what names it is there already
+            array = self._file(()).parent
+            for folder in takewhile(lambda f: f.is_relative_to(array), file.parent.parents):
+                sync_folder(folder)
+            self._settled.add(file.parent)
+        return file.stat().st_size
+
     def _refuse_holes(self, box: Box) -> None:
         for file in self._shard_files(box):
             if not file.exists():
@@ -145,6 +158,8 @@ def create(group: Path, name: str, layout: Layout) -> Pixels:
                 fill_value=0,
                 zarr_format=3,
             )
+        sync_file(path / "zarr.json")
+        sync_folder(group)
     pixels = open_pixels(path, "", layout.axes)
     found = (pixels.array.shape, str(pixels.array.dtype), pixels.array.shards)
     wanted = (layout.on_disk(layout.shape), layout.dtype, layout.on_disk(layout.shard))
@@ -201,6 +216,7 @@ def write_attributes(group: Path, attributes: dict[str, Any]) -> None:
         opened = zarr.open_group(group, mode="r+", zarr_format=3)
     if any(opened.attrs.get(key) != value for key, value in attributes.items()):
         opened.update_attributes(attributes)
+        sync_file(group / "zarr.json")
 
 
 def sweep(folder: Path) -> None:

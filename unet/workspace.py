@@ -12,14 +12,18 @@ other, and going back to an earlier setting finds what was done for it.
 
 from __future__ import annotations
 
+import math
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
 from unet import ome, store
-from unet.cluster import Client, Job, Progress, run
-from unet.geometry import Sizes
+from unet.claim import claimed
+from unet.cluster import Client, Job, Machines, Progress, run
+from unet.geometry import Sizes, grid
 from unet.ledger import Ledger, recorded
 from unet.plan import Plan
+from unet.room import refuse_little_room
 from unet.store import Pixels
 
 
@@ -47,6 +51,10 @@ class Workspace:
         """The folder of a stage for one fingerprint; it need not be there yet."""
         return self.root / "work" / f"{stage}-{fingerprint}"
 
+    def claimed(self, blocks: range | None = None) -> AbstractContextManager[None]:
+        """Keep other runs from this image, or from these blocks of it, while one works on it."""
+        return claimed(self.root / "work" / "lock", blocks)
+
 
 @dataclass(frozen=True)
 class Target:
@@ -69,6 +77,17 @@ class Target:
                 done[block] |= self._size(block) == size
         return done
 
+    def bytes_left(self, blocks: range) -> int:
+        """The bytes of the blocks that are not recorded, before compression."""
+        found = {block for block, _ in recorded(self.ledger) if block in blocks}
+        return self.bytes(len(blocks) - len(found))
+
+    def bytes(self, blocks: int) -> int:
+        """The bytes of so many blocks before compression, on the average."""
+        array = self.pixels.array
+        every = math.prod(grid(self.pixels.grid_shape, self.block))
+        return math.prod(array.shape) * array.dtype.itemsize * blocks // every
+
     def _size(self, block: int) -> int | None:
         try:
             return self.pixels.shard_file(block, self.block).stat().st_size
@@ -77,24 +96,24 @@ class Target:
 
 
 def finish(
-    client: Client,
-    job: Job,
-    target: Target,
-    blocks: range,
-    writer: str,
-    in_flight: int,
-    pixels: int,
-) -> int:
-    """Do the blocks that are not done yet, and record each. Returns how many those were.
+    client: Client, job: Job, target: Target, blocks: range, writer: str, machines: Machines
+) -> None:
+    """Do the blocks that are not done yet, and record each.
 
-    job     writes a block and returns the bytes of its shard
+    job     writes a block, has it on the disk, and returns the bytes of its shard
     writer  names this process's ledger file, unique among jobs that run at the same time
-    pixels  that the blocks hold in all, for the progress lines
+
+    Raises RunError where the disk has no room for them.
     """
     done = target.done(blocks.stop)
     already = sum(done[blocks.start : blocks.stop])
     if already == len(blocks):
-        return 0
+        return
+    refuse_little_room(
+        target.ledger, target.bytes(len(blocks) - already), f"{job.name}: its pixels"
+    )
+    shape = target.pixels.grid_shape
+    pixels = math.prod(shape) * len(blocks) // math.prod(grid(shape, target.block))
     progress = Progress(job.name, len(blocks), already, pixels)
     with Ledger(target.ledger, writer) as ledger:
 
@@ -102,8 +121,8 @@ def finish(
             ledger.add(block, size)
             progress.step()
 
-        run(client, job, (block for block in blocks if not done[block]), record, in_flight)
-    return len(blocks) - already
+        left = (block for block in blocks if not done[block])
+        run(client, job, left, record, machines.in_flight, machines.block_seconds)
 
 
 def probabilities_group(plan: Plan, place: Workspace) -> Path:

@@ -72,7 +72,7 @@ class CopyJob:
             if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
                 raise _not_finite(self.source.path, box)
             target.write(box, pixels)
-            return target.shard_file(index, self.block).stat().st_size
+            return target.settle(index, self.block)
 
         return copy
 
@@ -134,7 +134,7 @@ def run(
         if model is not None:
             find_model(model).refuse_channels(source.channel_names, spec.path)
         image, block = _located(source, spec, place)
-        with cluster.connect(machines) as client:
+        with place.claimed(), cluster.connect(machines) as client:
             if source.in_place is None:
                 _copy(spec, image, block, client, machines)
             image, ingested = _survey(image, block, place, client, machines)
@@ -174,6 +174,7 @@ def _located(source: Source, spec: SourceSpec, place: Workspace) -> tuple[ImageR
         dtype=str(source.dtype),
         channel_names=source.channel_names,
         pixel_size=source.pixel_size,
+        block=block if there is None else (),
     )
     return image, block
 
@@ -209,7 +210,7 @@ def _copy(
         image.absolute(),
         block,
     )
-    finish(client, job, target, range(count), "ingest", machines.in_flight, math.prod(image.shape))
+    finish(client, job, target, range(count), "ingest", machines)
 
 
 def _survey(
@@ -238,7 +239,8 @@ def _survey(
                 total[filled] += counts
 
         job = SurveyJob(f"survey {place.name}", image.absolute(), block, bins)
-        cluster.run(client, job, iter(range(count)), add, machines.in_flight)
+        blocks = iter(range(count))
+        cluster.run(client, job, blocks, add, machines.in_flight, machines.block_seconds)
         return digests, low, high
 
     totals = np.zeros((channels, BINS), np.int64)

@@ -7,7 +7,6 @@ lock gives the device to one of them, so that reading and writing hide behind co
 
 from __future__ import annotations
 
-import math
 import os
 import threading
 from collections.abc import Callable
@@ -73,7 +72,7 @@ class PredictJob:
                     f"of the image or of the weights are too large for the network's numbers."
                 )
             target.write(box, probabilities)
-            return target.shard_file(block, plan.block).stat().st_size
+            return target.settle(block, plan.block)
 
         return predict
 
@@ -123,10 +122,9 @@ def run(place: Workspace, slab: int, slabs: int, machines: cluster.Machines, dev
         device=device,
         threads=max(1, machines.cores // machines.workers),
     )
-    pixels = math.prod(plan.image.shape) * len(blocks) // plan.blocks
     writer = f"slab-{slab + 1}-of-{slabs}"
-    with cluster.connect(machines) as client:
-        finish(client, job, target, blocks, writer, machines.in_flight, pixels)
+    with place.claimed(blocks), cluster.connect(machines) as client:
+        finish(client, job, target, blocks, writer, machines)
     refuse_changed(plan.image)
     manifest = place.root / "predict" / f"{slab + 1}-of-{slabs}.json"
     write_manifest(manifest, Predicted(plan.fingerprint, slab, slabs, len(blocks)))
