@@ -14,7 +14,7 @@ OWNERS = {
     "zarr": {"store.py", "sources/zarr_source.py"},
     "tifffile": {"sources/tiff.py"},
     "distributed": {"cluster.py", "dispatch.py"},
-    "torch": {"model.py", "weights.py", "inference.py", "stages/predict.py"},
+    "torch": {"model.py", "weights.py", "inference.py", "reference.py", "stages/predict.py"},
     "safetensors": {"weights.py"},
     "jsonschema": {"config.py", "model_folder.py"},
     "snakemake": set(),

@@ -31,6 +31,7 @@ from unet.sources.base import GRID, ORDER
 
 BATCH_PIXELS = 1 << 20  # small windows share a forward pass up to this many pixels
 RESULTS = 1  # counted up when a change of this project changes the probabilities
+TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}  # between kinds of processors
 BLOCKS_A_WORKER = 3  # one is read, one computed, one written
 
 
@@ -74,6 +75,7 @@ class Request:
     core       likewise, the largest core of a window
     memory     bytes that one worker, and one device, may use
     precision  "float32" or "bfloat16"
+    tolerance  by how much processors of two kinds may differ in a probability; None: TOLERANCE
     """
 
     memory: int
@@ -81,6 +83,7 @@ class Request:
     shard: Sizes | None = None
     chunk: Sizes | None = None
     core: Sizes | None = None
+    tolerance: float | None = None
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,7 @@ class Plan:
     device_bytes  what a device will hold: the network and one batch
     slabs         number of jobs; the result does not depend on it
     fingerprint   names everything that the probabilities depend on
+    tolerance     by how much a probability may differ on another kind of processor
     output_files  at most so many files in the result: fewer without the image
     output_bytes  of the result's pixels before compression, and
     probabilities_bytes  of the probabilities
@@ -125,6 +129,7 @@ class Plan:
     device_bytes: int
     slabs: int
     fingerprint: str
+    tolerance: float = 0.0
     output_files: int = 0
     output_bytes: int = 0
     probabilities_bytes: int = 0
@@ -285,6 +290,7 @@ def make_plan(
             *(image.digest, image.axes, image.shape, model[1], affine, request.precision),
             *(block, chunk, RESULTS, version("torch")),
         ),
+        tolerance=TOLERANCE[request.precision] if request.tolerance is None else request.tolerance,
     )
 
 

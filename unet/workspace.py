@@ -21,7 +21,7 @@ from unet import ome, store
 from unet.claim import claimed
 from unet.cluster import Client, Job, Machines, Progress, run
 from unet.geometry import Sizes, grid
-from unet.ledger import Ledger, recorded
+from unet.ledger import Ledger, Written, recorded
 from unet.plan import Plan
 from unet.room import refuse_little_room
 from unet.store import Pixels
@@ -100,7 +100,7 @@ def finish(
 ) -> None:
     """Do the blocks that are not done yet, and record each.
 
-    job     writes a block, has it on the disk, and returns the bytes of its shard
+    job     writes a block, has it on the disk, and returns it as `Written`
     writer  names this process's ledger file, unique among jobs that run at the same time
 
     Raises RunError where the disk has no room for them.
@@ -117,8 +117,8 @@ def finish(
     progress = Progress(job.name, len(blocks), already, pixels)
     with Ledger(target.ledger, writer) as ledger:
 
-        def record(block: int, size: int) -> None:
-            ledger.add(block, size)
+        def record(block: int, written: Written) -> None:
+            ledger.add(block, written)
             progress.step()
 
         left = (block for block in blocks if not done[block])

@@ -24,6 +24,7 @@ from unet import cluster, ome, store
 from unet.errors import SourceError
 from unet.geometry import Box, Sizes, block_box, grow_block, round_up
 from unet.layout import BLOCK_PIXELS, image_chunk, image_layout
+from unet.ledger import Written
 from unet.manifest import fingerprint, write_manifest, write_whole
 from unet.model_folder import find_model
 from unet.plan import ImageRef
@@ -61,18 +62,18 @@ class CopyJob:
     image: ImageRef
     block: Sizes
 
-    def open(self) -> Callable[[int], int]:
+    def open(self) -> Callable[[int], Written]:
         """Open the source on a worker; it is read by several threads at once."""
         source = open_source(self.source)
         target = store.open_pixels(Path(self.image.store), self.image.array, self.image.axes)
 
-        def copy(index: int) -> int:
+        def copy(index: int) -> Written:
             box = block_box(index, self.image.shape, self.block)
             pixels = source.read(box)
             if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
                 raise _not_finite(self.source.path, box)
             target.write(box, pixels)
-            return target.settle(index, self.block)
+            return Written(target.settle(index, self.block))
 
         return copy
 

@@ -22,6 +22,7 @@ from unet.durable import sync_folder
 from unet.errors import ConfigError, StoreError
 from unet.geometry import Sizes, block_box
 from unet.layout import Layout, without_channels
+from unet.ledger import Written
 from unet.manifest import fingerprint, write_manifest
 from unet.plan import RESULTS, ImageRef, Plan
 from unet.pyramid import LevelJob
@@ -65,16 +66,16 @@ class MaskJob:
     source: str
     target: str
 
-    def open(self) -> Callable[[int], int]:
+    def open(self) -> Callable[[int], Written]:
         """Open the probabilities and the mask on a worker."""
         plan = self.plan
         found = store.open_pixels(Path(self.source), "0", plan.axes, mode="r")
         target = store.open_pixels(Path(self.target), "0", plan.mask().axes)
 
-        def decide_block(block: int) -> int:
+        def decide_block(block: int) -> Written:
             box = plan.box(block)
             target.write(box, decide(found.read(box), self.threshold))
-            return target.settle(block, plan.block)
+            return Written(target.settle(block, plan.block))
 
         return decide_block
 
@@ -89,16 +90,16 @@ class ImageJob:
     axes: str
     block: Sizes
 
-    def open(self) -> Callable[[int], int]:
+    def open(self) -> Callable[[int], Written]:
         """Open both images on a worker."""
         image = self.image
         source = store.open_image(image)
         target = store.open_pixels(Path(self.target), "0", self.axes)
 
-        def copy(block: int) -> int:
+        def copy(block: int) -> Written:
             box = block_box(block, image.shape, self.block)
             target.write(box, source.read(box))
-            return target.settle(block, self.block)
+            return Written(target.settle(block, self.block))
 
         return copy
 
