@@ -63,14 +63,23 @@ class Machines:
     block_seconds: float | None = None
 
     @classmethod
-    def for_data(cls, address: str | None, cores: int) -> Machines:
+    def for_data(
+        cls, address: str | None, cores: int, block_seconds: float | None = None
+    ) -> Machines:
         """For stages that move pixels: a process a core, each with a block to wait for."""
-        return cls(address, (), cores, threads=2)
+        return cls(address, (), cores, threads=2, block_seconds=block_seconds)
 
     @classmethod
-    def for_network(cls, address: str | None, devices: tuple[str, ...], cores: int) -> Machines:
+    def for_network(
+        cls,
+        address: str | None,
+        devices: tuple[str, ...],
+        cores: int,
+        block_seconds: float | None = None,
+    ) -> Machines:
         """For the network: a process a GPU, or one for every 8 cores that convolve together."""
-        return cls(address, devices, cores, BLOCKS_A_WORKER, min(cores, CORES_A_NETWORK))
+        together = min(cores, CORES_A_NETWORK)
+        return cls(address, devices, cores, BLOCKS_A_WORKER, together, block_seconds)
 
     @property
     def workers(self) -> int:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -21,12 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unet import cluster, store
-from unet.contents import image_arrays, mask_arrays
+from unet.contents import mask_arrays
 from unet.decision import decide
 from unet.errors import RunError, StoreError
-from unet.geometry import Sizes, block_box, read_mirrored, round_up, slab_range
+from unet.geometry import Sizes, read_mirrored, round_up, slab_range
 from unet.inference import WindowRunner
-from unet.layout import Layout, without_channels
+from unet.integrity import Damaged, Stored, levels, read_all
 from unet.ledger import processors
 from unet.manifest import read_manifest, write_manifest
 from unet.plan import Plan, shrink
@@ -36,7 +36,7 @@ from unet.sources.base import SourceSpec
 from unet.stages import ingest, predict, stitch
 from unet.stages.predict import PredictJob
 from unet.stages.split import read_plan, refuse_changed
-from unet.workspace import Workspace, probabilities, probabilities_group
+from unet.workspace import Workspace, probabilities
 
 log = logging.getLogger(__name__)
 
@@ -124,81 +124,6 @@ class Verified:
 
 
 @dataclass(frozen=True)
-class Stored:
-    """An array of a run: what it is called, where it is, and its blocks, (t, z, y, x)."""
-
-    name: str
-    folder: Path
-    axes: str
-    block: Sizes
-
-
-@dataclass(frozen=True)
-class Damaged:
-    """A block that is missing or does not read as it was written."""
-
-    array: str
-    block: int
-    file: Path
-
-    def __str__(self) -> str:
-        return f"{self.array}, block {self.block}"
-
-
-@dataclass(frozen=True)
-class ReadJob:
-    """Read a block; say what is wrong with it, or nothing."""
-
-    name: str
-    array: Stored
-
-    def open(self) -> Callable[[int], str | None]:
-        """Open the array on a worker."""
-        pixels = store.open_pixels(self.array.folder, "", self.array.axes, mode="r")
-
-        def read(index: int) -> str | None:
-            try:
-                pixels.read(block_box(index, pixels.grid_shape, self.array.block))
-            except StoreError as error:
-                return str(error)
-            return None
-
-        return read
-
-
-@dataclass(frozen=True)
-class DecideJob:
-    """Read a block of the mask and decide it again; say what is wrong with it, or nothing."""
-
-    name: str
-    plan: Plan
-    probabilities: Stored
-    mask: Stored
-    threshold: float
-
-    def open(self) -> Callable[[int], str | None]:
-        """Open both arrays on a worker."""
-        source, mask = (
-            store.open_pixels(array.folder, "", array.axes, mode="r")
-            for array in (self.probabilities, self.mask)
-        )
-
-        def read(index: int) -> str | None:
-            box = self.plan.box(index)
-            try:
-                found = mask.read(box)
-            except StoreError as error:
-                return str(error)
-            try:
-                expected = decide(source.read(box), self.threshold)
-            except StoreError:
-                return None  # which is found where the probabilities are read
-            return None if np.array_equal(found, expected) else "it is not what was predicted"
-
-        return read
-
-
-@dataclass(frozen=True)
 class Compared:
     """One block of the proof: how it agrees, in float32 too if that is another, and where."""
 
@@ -268,7 +193,7 @@ def run(place: Workspace, asked: Asked, crews: Crews) -> None:
             f"Expected the result {place.result} to be of the present configuration, but it is "
             f"of another. Run the workflow first."
         )
-    shards, damaged = _read_all(place, plan, asked, crews.data)
+    shards, damaged = read_all(place, plan, asked.choice, crews.data)
     _make_again(place, plan, asked, crews, damaged)
     agreement, float32, verified_by = _prove(place, plan, asked, crews)
     computed_by = processors(probabilities(plan, place).ledger)
@@ -310,57 +235,6 @@ def _publish(place: Workspace, verified: Verified) -> None:
     log.info("%s: %d shards read, %s", place.name, verified.shards, told)
 
 
-def _arrays(place: Workspace, plan: Plan, with_image: bool) -> Iterator[Stored]:
-    """Every array of a run that this project wrote."""
-    image = plan.image.absolute()
-    if image.copied:
-        folder = Path(image.store) / image.array
-        yield Stored("image copy", folder, image.axes, image.block)
-    folder = probabilities_group(plan, place).absolute() / "0"
-    yield Stored("probabilities", folder, plan.axes, plan.block)
-    result = place.result.absolute()
-    if with_image:
-        yield from _levels("image", result, image_arrays(plan.image))
-    yield from _levels("mask", result / stitch.MASK, mask_arrays(plan))
-
-
-def _levels(name: str, group: Path, layouts: list[Layout]) -> Iterator[Stored]:
-    for level, layout in enumerate(layouts):
-        block = without_channels(layout.shard)
-        yield Stored(f"{name} level {level}", group / str(level), layout.axes, block)
-
-
-def _read_all(
-    place: Workspace, plan: Plan, asked: Asked, machines: cluster.Machines
-) -> tuple[int, list[Damaged]]:
-    """The number of all shards, and the damaged and missing ones, whose files are deleted."""
-    arrays = {array.name: array for array in _arrays(place, plan, asked.choice.image)}
-    shards, damaged = 0, list[Damaged]()
-    with place.claimed(), cluster.connect(machines) as client:
-        for array in arrays.values():
-            job: cluster.Job = ReadJob(f"read {place.name} {array.name}", array)
-            if array.name == "mask level 0":
-                threshold = asked.choice.threshold
-                job = DecideJob(job.name, plan, arrays["probabilities"], array, threshold)
-            pixels = store.open_pixels(array.folder, "", array.axes, mode="r")
-            count = store.block_count(pixels.grid_shape, array.block)
-            shards += count
-
-            def hear(
-                index: int, wrong: str | None, array: Stored = array, pixels: store.Pixels = pixels
-            ) -> None:
-                if wrong is not None:
-                    file = pixels.shard_file(index, array.block)
-                    damaged.append(Damaged(array.name, index, file))
-                    log.warning("%s: %s: %s", place.name, damaged[-1], wrong)
-
-            blocks = iter(range(count))
-            cluster.run(client, job, blocks, hear, machines.in_flight, machines.block_seconds)
-        for each in damaged:
-            each.file.unlink(missing_ok=True)
-    return shards, damaged
-
-
 def _make_again(
     place: Workspace, plan: Plan, asked: Asked, crews: Crews, damaged: list[Damaged]
 ) -> None:
@@ -388,7 +262,7 @@ def _prove(
     """Predict the sample; its agreement, that with float32, and the processors it ran on."""
     other = replace(plan.absolute(), core=other_core(plan), batch=1)
     predicting = replace(predict.job(place, plan, crews.network, crews.device), plan=other)
-    (mask, *_) = _levels("mask", place.result.absolute() / stitch.MASK, mask_arrays(plan))
+    (mask, *_) = levels("mask", place.result.absolute() / stitch.MASK, mask_arrays(plan))
     job = ProofJob(f"verify {place.name}", predicting, mask, asked.choice.threshold)
     blocks = chosen(plan, asked.blocks, asked.seed)
     found: list[Compared] = []

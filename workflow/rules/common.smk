@@ -1,3 +1,4 @@
+import time
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -60,6 +61,11 @@ def model_of(wildcards):
 def model_files(wildcards):
     model = find_model(CONFIG.images[wildcards.image].model)
     return [str(model.folder / "model.yaml"), str(model.weights)]
+
+
+def now(wildcards):
+    """Never the same: what may have been damaged since the last time is looked at again."""
+    return time.time_ns()
 
 
 def machine_cores():

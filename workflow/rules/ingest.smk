@@ -14,6 +14,7 @@ rule ingest:
         source=source_spec,
         model=model_of,
         scheduler=CONFIG.scheduler,
+        block_seconds=CONFIG.block_seconds,
         version=VERSION,
     script:
         "../../scripts/ingest.py"

@@ -15,6 +15,7 @@ rule predict:
     params:
         device=CONFIG.device,
         scheduler=CONFIG.scheduler,
+        block_seconds=CONFIG.block_seconds,
         version=VERSION,
     script:
         "../../scripts/predict.py"
