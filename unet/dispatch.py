@@ -244,6 +244,8 @@ class _Dispatch:
             yield self._out.pop(future.key)[0], result
         for future in of_status.pop("error", []):
             yield self._out.pop(future.key)[0], _Failed(future.exception())
+        for future in of_status.pop("pending", []):  # its result died with its worker
+            future.add_done_callback(self._ended.put)
         if of_status:
             raise _no_scheduler()
 

@@ -116,6 +116,7 @@ def arrays_of(place: Workspace, plan: Plan, with_image: bool) -> Iterator[Stored
 
 
 def levels(name: str, group: Path, layouts: list[Layout]) -> Iterator[Stored]:
+    """The levels of a pyramid in `group`."""
     for level, layout in enumerate(layouts):
         block = without_channels(layout.shard)
         yield Stored(f"{name} level {level}", group / str(level), layout.axes, block)

@@ -198,7 +198,6 @@ def _copy(
     machines: cluster.Machines,
 ) -> None:
     group = Path(image.store)
-    store.sweep(group)
     channels = len(image.channel_names)
     layout = image_layout(image.axes, image.shape, channels, image.dtype, block)
     described = ome.multiscales(group.stem, image.axes, image.pixel_size, [(1,) * 4], "mean")
@@ -212,6 +211,7 @@ def _copy(
         block,
     )
     finish(client, job, target, range(count), "ingest", machines)
+    store.sweep(group)
 
 
 def _survey(

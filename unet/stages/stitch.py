@@ -117,17 +117,18 @@ def run(place: Workspace, choice: Choice, machines: cluster.Machines) -> None:
         )
     refuse_changed(plan.image)
     source = probabilities(plan, place)
-    store.sweep(probabilities_group(plan, place))
-    refuse_holes(plan, source)
     work = place.work("stitch", fingerprint_of(plan, choice, place))
-    store.sweep(work)
     is_there = store.read_attributes(place.result).get("unet", {}).get("run") == work.name
     group = place.result if is_there else work / "result.ome.zarr"
-    with place.claimed(), cluster.connect(machines) as client:
-        builder = Builder(place, plan, group, work / "ledgers", client, machines)
-        if choice.image:
-            builder.image()
-        builder.mask(choice.threshold)
+    with place.claimed():
+        store.sweep(probabilities_group(plan, place))
+        refuse_holes(plan, source)
+        with cluster.connect(machines) as client:
+            builder = Builder(place, plan, group, work / "ledgers", client, machines)
+            if choice.image:
+                builder.image()
+            builder.mask(choice.threshold)
+        store.sweep(group)
         if not is_there:
             store.write_attributes(group, {"unet": {"run": work.name}})
             publish(group, place)
