@@ -13,6 +13,10 @@ if __name__ == "__main__":
         ingest.run(
             SourceSpec(**snakemake.params.source),
             Workspace(Path(snakemake.output[0]).parent, snakemake.params.stores),
-            Machines.for_data(scheduler_address(snakemake.params.scheduler), snakemake.threads),
+            Machines.for_data(
+                scheduler_address(snakemake.params.scheduler),
+                snakemake.threads,
+                snakemake.params.block_seconds,
+            ),
             snakemake.params.model,
         )

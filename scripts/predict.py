@@ -18,6 +18,6 @@ if __name__ == "__main__":
             Workspace(Path(snakemake.output[0]).parents[1], snakemake.params.stores),
             slab - 1,
             slabs,
-            Machines.for_network(address, gpus, snakemake.threads),
+            Machines.for_network(address, gpus, snakemake.threads, snakemake.params.block_seconds),
             device if address else "gpu" if gpus else "cpu",
         )

@@ -12,5 +12,9 @@ if __name__ == "__main__":
         stitch.run(
             Workspace(Path(snakemake.output[0]).parent, snakemake.params.stores),
             stitch.Choice(snakemake.params.threshold, snakemake.params.image),
-            Machines.for_data(scheduler_address(snakemake.params.scheduler), snakemake.threads),
+            Machines.for_data(
+                scheduler_address(snakemake.params.scheduler),
+                snakemake.threads,
+                snakemake.params.block_seconds,
+            ),
         )

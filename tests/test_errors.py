@@ -580,7 +580,7 @@ CONFIGS: dict[str, tuple[Any, str]] = {
     "typo of a section": (config(stich={}), "unknown key 'stich'; did you mean 'stitch'"),
     "far key": (
         config(gpus=4),
-        "unknown key 'gpus'; known are images, stores, split, predict, stitch",
+        "unknown key 'gpus'; known are images, stores, split, predict, stitch, verify",
     ),
     "wrong type": (config(split={"memory": "8GB"}), r"split\.memory: '8GB' is not of .* gigabytes"),
     "no number": (config(split={"memory": float("nan")}), r"split\.memory: nan is not of type"),

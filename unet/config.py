@@ -59,7 +59,10 @@ class EvaluateConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """The whole configuration; the stages' settings hold for every image."""
+    """The whole configuration; the stages' settings hold for every image.
+
+    proof  the blocks and the seed of `unet.stages.verify.Asked`
+    """
 
     images: dict[str, ImageConfig]
     stores: str | None
@@ -68,6 +71,8 @@ class Config:
     scheduler: str | None
     threshold: float
     with_image: bool
+    block_seconds: float | None
+    proof: dict[str, int]
     evaluate: tuple[EvaluateConfig, ...] = ()
 
 
@@ -94,6 +99,7 @@ def read_config(raw: Mapping[str, Any], schema_file: Path, made: Collection[str]
         except UserError as error:
             raise ConfigError(f"images[{index}] ({item['name']}): {error}") from error
         images[image.name] = image
+    minutes = filled["predict"]["block_minutes"]
     split, predict, stitch = filled["split"], filled["predict"], filled["stitch"]
     return Config(
         images=images,
@@ -104,11 +110,14 @@ def read_config(raw: Mapping[str, Any], schema_file: Path, made: Collection[str]
             shard=_sizes(split["shard"]),
             chunk=_sizes(split["chunk"]),
             core=_sizes(split["core"]),
+            tolerance=predict["tolerance"],
         ),
         device=predict["device"],
         scheduler=predict["scheduler"],
         threshold=stitch["threshold"],
         with_image=stitch["image"],
+        block_seconds=None if minutes is None else 60.0 * minutes,
+        proof=filled["verify"],
         evaluate=tuple(_evaluate(item, images, made) for item in filled["evaluate"]),
     )
 

@@ -26,6 +26,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 from zarr.errors import ContainsArrayError, ContainsGroupError
 from zarr.storage import ObjectStore
 
+from unet.durable import sync_file, sync_folder
 from unet.errors import StoreError
 from unet.geometry import Box, Sizes, block_box, grid
 from unet.layout import Layout
@@ -63,6 +64,7 @@ class Pixels:
         self.axes = axes
         self.channels = channels
         self.own = own
+        self._settled: set[Location] = set()
 
     @property
     def grid_shape(self) -> Sizes:
@@ -121,6 +123,17 @@ class Pixels:
         position = tuple(start[a] // step[a] if a in step else 0 for a in self.axes)
         return self._file(position)
 
+    def settle(self, index: int, block: Sizes) -> int:
+        """Have the shard of block `index` on the disk itself; returns its bytes."""
+        file = self.shard_file(index, block)
+        sync_file(file)
+        folder = file.parent
+        while folder not in self._settled and folder != self.location:
+            self._settled.add(folder)  # what names the next shard in it is there then
+            folder = folder.parent
+            sync_folder(folder)
+        return file.stat().st_size
+
     def _refuse_holes(self, box: Box) -> None:
         for file in self._shard_files(box):
             if not file.exists():
@@ -163,6 +176,8 @@ def create(group: Location, name: str, layout: Layout) -> Pixels:
                 fill_value=0,
                 zarr_format=3,
             )
+        sync_file(path / "zarr.json")
+        sync_folder(group)
     pixels = open_pixels(path, "", layout.axes)
     found = (pixels.array.shape, str(pixels.array.dtype), pixels.array.shards)
     wanted = (layout.on_disk(layout.shape), layout.dtype, layout.on_disk(layout.shard))
@@ -216,8 +231,10 @@ def write_attributes(group: Location, attributes: dict[str, Any]) -> None:
             zarr.create_group(_opener(group), attributes=attributes, zarr_format=3)
         except ContainsGroupError:
             opened = zarr.open_group(_opener(group), mode="r+", zarr_format=3)
-            if any(opened.attrs.get(key) != value for key, value in attributes.items()):
-                opened.update_attributes(attributes)
+            if all(opened.attrs.get(key) == value for key, value in attributes.items()):
+                return
+            opened.update_attributes(attributes)
+    sync_file(group / "zarr.json")
 
 
 def sweep(folder: Location) -> None:

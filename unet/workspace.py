@@ -16,15 +16,19 @@ other, and going back to an earlier setting finds what was done for it.
 
 from __future__ import annotations
 
+import math
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
 from unet import ome, store
-from unet.cluster import Client, Job, Progress, run
-from unet.geometry import Sizes
-from unet.ledger import Ledger, recorded
+from unet.claim import claimed
+from unet.cluster import Client, Job, Machines, Progress, run
+from unet.geometry import Sizes, grid
+from unet.ledger import Ledger, Written, recorded
 from unet.location import Location, RemotePath, locate
 from unet.plan import Plan
+from unet.room import refuse_little_room
 from unet.store import Pixels
 
 
@@ -72,6 +76,10 @@ class Workspace:
         """The folder of the ledger of what is in `work`, which stays beside the manifests."""
         return self.root / "work" / work.name / "ledger"
 
+    def claimed(self, blocks: range | None = None) -> AbstractContextManager[None]:
+        """Keep other runs from this image, or from these blocks of it, while one works on it."""
+        return claimed(self.root / "work" / "lock", blocks)
+
 
 @dataclass(frozen=True)
 class Target:
@@ -95,35 +103,45 @@ class Target:
                 done[block] |= found(block) == size
         return done
 
+    def bytes_left(self, blocks: range) -> int:
+        """The bytes of the blocks that are not recorded, before compression."""
+        found = {block for block, _ in recorded(self.ledger) if block in blocks}
+        return self.bytes(len(blocks) - len(found))
+
+    def bytes(self, blocks: int) -> int:
+        """The bytes of so many blocks before compression, on the average."""
+        array = self.pixels.array
+        every = math.prod(grid(self.pixels.grid_shape, self.block))
+        return math.prod(array.shape) * array.dtype.itemsize * blocks // every
+
 
 def finish(
-    client: Client,
-    job: Job,
-    target: Target,
-    blocks: range,
-    writer: str,
-    in_flight: int,
-    pixels: int,
-) -> int:
-    """Do the blocks that are not done yet, and record each. Returns how many those were.
+    client: Client, job: Job, target: Target, blocks: range, writer: str, machines: Machines
+) -> None:
+    """Do the blocks that are not done yet, and record each.
 
-    job     writes a block and returns the bytes of its shard
+    job     writes a block, has it on the disk, and returns it as `Written`
     writer  names this process's ledger file, unique among jobs that run at the same time
-    pixels  that the blocks hold in all, for the progress lines
+
+    Raises RunError where the disk has no room for them.
     """
     done = target.done(blocks.stop)
     already = sum(done[blocks.start : blocks.stop])
     if already == len(blocks):
-        return 0
+        return
+    needed = target.bytes(len(blocks) - already)
+    refuse_little_room(target.pixels.location, needed, f"{job.name}: its pixels")
+    shape = target.pixels.grid_shape
+    pixels = math.prod(shape) * len(blocks) // math.prod(grid(shape, target.block))
     progress = Progress(job.name, len(blocks), already, pixels)
     with Ledger(target.ledger, writer) as ledger:
 
-        def record(block: int, size: int) -> None:
-            ledger.add(block, size)
+        def record(block: int, written: Written) -> None:
+            ledger.add(block, written)
             progress.step()
 
-        run(client, job, (block for block in blocks if not done[block]), record, in_flight)
-    return len(blocks) - already
+        left = (block for block in blocks if not done[block])
+        run(client, job, left, record, machines.in_flight, machines.block_seconds)
 
 
 def probabilities_group(plan: Plan, place: Workspace) -> Location:

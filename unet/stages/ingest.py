@@ -23,6 +23,7 @@ from unet import cluster, ome, store
 from unet.errors import SourceError
 from unet.geometry import Box, Sizes, block_box, grow_block, round_up
 from unet.layout import BLOCK_PIXELS, image_chunk, image_layout
+from unet.ledger import Written
 from unet.location import check, locate, version
 from unet.manifest import fingerprint, write_manifest, write_whole
 from unet.model_folder import find_model
@@ -62,18 +63,18 @@ class CopyJob:
     image: ImageRef
     block: Sizes
 
-    def open(self) -> Callable[[int], int]:
+    def open(self) -> Callable[[int], Written]:
         """Open the source on a worker; it is read by several threads at once."""
         source = open_source(self.source)
         target = store.open_pixels(locate(self.image.store), self.image.array, self.image.axes)
 
-        def copy(index: int) -> int:
+        def copy(index: int) -> Written:
             box = block_box(index, self.image.shape, self.block)
             pixels = source.read(box)
             if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
                 raise _not_finite(self.source.path, box)
             target.write(box, pixels)
-            return target.shard_file(index, self.block).stat().st_size
+            return Written(target.settle(index, self.block))
 
         return copy
 
@@ -137,7 +138,7 @@ def run(
         if model is not None:
             find_model(model).refuse_channels(source.channel_names, spec.path)
         image, block = _located(source, spec, place)
-        with cluster.connect(machines) as client:
+        with place.claimed(), cluster.connect(machines) as client:
             if source.in_place is None:
                 job = CopyJob(f"ingest {place.name}", _absolute(spec), image.absolute(), block)
                 _copy(job, place, client, machines)
@@ -177,6 +178,7 @@ def _located(source: Source, spec: SourceSpec, place: Workspace) -> tuple[ImageR
         dtype=str(source.dtype),
         channel_names=source.channel_names,
         pixel_size=source.pixel_size,
+        block=block if there is None else (),
     )
     return image, block
 
@@ -196,7 +198,6 @@ def _copy(
 ) -> None:
     image, block = job.image, job.block
     group = locate(image.store)
-    store.sweep(group)
     channels = len(image.channel_names)
     layout = image_layout(image.axes, image.shape, channels, image.dtype, block)
     described = ome.multiscales(
@@ -205,7 +206,8 @@ def _copy(
     store.write_attributes(group, described)
     target = Target(store.create(group, image.array, layout), block, place.ledger(group.parent))
     count = store.block_count(image.shape, block)
-    finish(client, job, target, range(count), "ingest", machines.in_flight, math.prod(image.shape))
+    finish(client, job, target, range(count), "ingest", machines)
+    store.sweep(group)
 
 
 def _survey(
@@ -234,7 +236,8 @@ def _survey(
                 total[filled] += counts
 
         job = SurveyJob(f"survey {place.name}", image.absolute(), block, bins)
-        cluster.run(client, job, iter(range(count)), add, machines.in_flight)
+        blocks = iter(range(count))
+        cluster.run(client, job, blocks, add, machines.in_flight, machines.block_seconds)
         return digests, low, high
 
     totals = np.zeros((channels, BINS), np.int64)

@@ -1,3 +1,4 @@
+import time
 from dataclasses import asdict
 from functools import cache
 from importlib.metadata import version
@@ -117,6 +118,11 @@ def files_of_model(name):
     """Of a hundred images with one model, it is looked at once."""
     model = find_model(name)
     return [str(model.folder / "model.yaml"), str(model.weights)]
+
+
+def now(wildcards):
+    """Never the same: what may have been damaged since the last time is looked at again."""
+    return time.time_ns()
 
 
 def machine_cores():
