@@ -119,7 +119,7 @@ def test_a_cluster_that_starts_workers_for_tasks_alone_is_waited_for(tmp_path):
 
 
 def test_a_cluster_without_workers_is_an_error(monkeypatch):
-    monkeypatch.setattr(cluster, "PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr("unet.dispatch.PATIENCE_SECONDS", 0.1)
     with (
         LocalCluster(n_workers=0, dashboard_address="127.0.0.1:0") as running,
         pytest.raises(RunError, match=r"to have a worker, but none came in 0 s"),

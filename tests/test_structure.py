@@ -32,7 +32,7 @@ OWNERS = {
     "snakemake": set(),
     "obstore": {"location.py", "server.py"},
     "pickle": set(),
-    "dask": {"cluster.py", "jobqueue.py"},
+    "dask": {"cluster.py", "dispatch.py", "jobqueue.py"},
 }
 
 

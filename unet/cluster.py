@@ -14,11 +14,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import dask
-from dask.utils import parse_timedelta
 from distributed import Client as Client  # the one name of it that other modules use
 from distributed import LocalCluster, Nanny, Scheduler, SpecCluster, get_worker
 
-from unet.dispatch import PATIENCE_SECONDS, RETRIES
+from unet.dispatch import RETRIES, patience
 from unet.dispatch import Job as Job
 from unet.dispatch import Progress as Progress
 from unet.dispatch import run as run
@@ -27,7 +26,6 @@ from unet.plan import BLOCKS_A_WORKER
 
 log = logging.getLogger(__name__)
 
-PATIENCE = "distributed.scheduler.no-workers-timeout"  # in Dask's configuration; or else
 MOST_WORKERS = 256
 CORES_A_NETWORK = 8  # convolutions gain little from more
 # An error in a block reaches the client, which tells it once; a worker's own log tells it again,
@@ -134,14 +132,13 @@ def _where() -> str:
 
 def _wait_for_a_worker(client: Client, address: str) -> None:
     log.info("waiting for a worker of the scheduler %s", address)
-    patience = parse_timedelta(dask.config.get(PATIENCE) or PATIENCE_SECONDS)
     try:
         # A task, and not only a look: a cluster that adapts starts workers for tasks alone.
-        where = client.submit(_where, pure=False).result(timeout=patience)
+        where = client.submit(_where, pure=False).result(timeout=patience())
     except TimeoutError as error:
         raise RunError(
             f"Expected the Dask scheduler {address} to have a worker, but none came in "
-            f"{patience:.0f} s. Start workers for it, or leave `scheduler` and "
+            f"{patience():.0f} s. Start workers for it, or leave `scheduler` and "
             f"DASK_SCHEDULER_ADDRESS out."
         ) from error
     log.info("%d worker(s) are there, one %s", len(client.nthreads()), where)

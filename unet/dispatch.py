@@ -26,6 +26,8 @@ from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 from uuid import uuid4
 
+import dask
+from dask.utils import parse_timedelta
 from distributed import Client, Future, KilledWorker, Worker, WorkerPlugin, get_worker
 
 from unet.errors import (
@@ -44,12 +46,18 @@ log = logging.getLogger(__name__)
 RETRIES = 2
 MOST_FAILURES = 10  # of which more fail than end well: the cause is not in the blocks
 NAMED_FAILURES = 5
-PATIENCE_SECONDS = 600  # workers of a cluster may have to queue
+PATIENCE = "distributed.scheduler.no-workers-timeout"  # in Dask's configuration; or else
+PATIENCE_SECONDS = 600  # since workers of a cluster may have to queue
 SECONDS_BETWEEN_LOOKS = 2.0
 SECONDS_BETWEEN_LINES = 5.0
 LEAST_LIMIT_SECONDS = 1800.0
 TIMES_THE_LONGEST = 20.0
 SECONDS_OF_GRACE = 1.0  # for a last word to the client
+
+
+def patience() -> float:
+    """Seconds to wait for a first or another worker."""
+    return float(parse_timedelta(dask.config.get(PATIENCE) or PATIENCE_SECONDS))
 
 
 class Job(Protocol):
@@ -233,9 +241,9 @@ class _Dispatch:
             return
         now = time.monotonic()
         self._lonely_since = self._lonely_since or now
-        if now - self._lonely_since > PATIENCE_SECONDS:
+        if now - self._lonely_since > patience():
             raise self._sent_away or RunError(
-                f"Expected at least one worker, but for {PATIENCE_SECONDS} s there was none: they "
+                f"Expected at least one worker, but for {patience():.0f} s there was none: they "
                 f"ended, or could not start again. Look into their logs, start others, and run "
                 f"again: what was done is kept."
             )

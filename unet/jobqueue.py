@@ -28,7 +28,7 @@ import dask
 from dask_jobqueue.slurm import SLURMCluster
 from distributed import Security
 
-from unet.cluster import KEEP_FREED_MEMORY, NO_DASHBOARD, QUIET
+from unet.cluster import KEEP_FREED_MEMORY, NO_DASHBOARD, NOT_FOR_EVER, QUIET
 from unet.console import told
 from unet.errors import ConfigError, RunError
 
@@ -76,6 +76,7 @@ def slurm_workers(jobs: int) -> Iterator[tuple[SLURMCluster, dict[str, str]]]:
     with (
         _keys() as keys,
         dask.config.set({f"distributed.comm.tls.{key}": path for key, path in keys.items()}),
+        dask.config.set(NOT_FOR_EVER),
         SLURMCluster(
             # One worker a job: it has the job's GPU, and all of its cores.
             processes=dask.config.get(f"{SECTION}.processes") or 1,
