@@ -44,6 +44,7 @@ class ImageRef:
     block   (t, z, y, x) of the shards of a copy
     axes    of the array, in its own order; `channels` of it are used, None for all
     span    the smallest and the largest value
+    shown   of each channel, the values that a viewer shows as black and as white
     digest  names the pixels: equal images have equal digests
     identity  of an image that is not copied, names its files as they were when it was ingested
     """
@@ -58,6 +59,7 @@ class ImageRef:
     channel_names: tuple[str, ...]
     pixel_size: dict[str, float]
     span: tuple[float, float] = (0.0, 0.0)
+    shown: tuple[tuple[float, float], ...] = ()
     digest: str = ""
     identity: str = ""
     block: Sizes = ()

@@ -30,12 +30,13 @@ from unet.model_folder import find_model
 from unet.plan import ImageRef
 from unet.sources import open_source, source_files
 from unet.sources.base import GRID, ORDER, Source, SourceSpec
-from unet.statistics import BINS, Bins
+from unet.statistics import BINS, Bins, Summary
 from unet.workspace import Target, Workspace, finish
 
 LARGEST_PIECE = 1 << 30
 HISTOGRAMS = "histograms.npy"
 IMAGE = "image.ome.zarr"
+SHOWN_PERCENTILES = (0.1, 99.9)
 READERS = 1  # counted up when a reader gives other pixels than before
 DIGEST_BYTES = hashlib.sha256().digest_size
 
@@ -249,8 +250,26 @@ def _survey(
     content = io.BytesIO()  # numpy itself does not say that a disk is full
     np.save(content, totals)
     write_whole(place.root / HISTOGRAMS, content.getvalue())
-    image = replace(image, span=(min(low), max(high)), digest=digest)
+    shown = _shown(image, bins, totals)
+    image = replace(image, span=(min(low), max(high)), shown=shown, digest=digest)
     return image, Ingested(image, HISTOGRAMS, bins)
+
+
+def _shown(
+    image: ImageRef, bins: tuple[Bins, ...], counts: NDArray[np.int64]
+) -> tuple[tuple[float, float], ...]:
+    """Of each channel nearly all values: a few bright pixels must not leave the others black.
+
+    8 bits are what a screen shows: they stay as they are, and so does their colour.
+    """
+    if image.dtype == "uint8":
+        return ((0.0, 255.0),) * len(bins)
+    spans = []
+    for of_channel, counted in zip(bins, counts, strict=True):
+        found = Summary.of(of_channel, counted, SHOWN_PERCENTILES)
+        low, high = (found.percentiles[p] for p in SHOWN_PERCENTILES)
+        spans.append((low, high) if low < high else (found.minimum, found.maximum))
+    return tuple(spans)
 
 
 def _absolute(spec: SourceSpec) -> SourceSpec:

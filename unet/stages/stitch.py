@@ -218,7 +218,7 @@ class Builder:
         self._pyramid(group, arrays, "mean")
         name, levels = self.place.name, level_factors(image)
         described = ome.multiscales(name, whole.axes, image.pixel_size, levels, "mean")
-        return ome.with_channels(described, image.channel_names, image.span)
+        return ome.with_channels(described, image.channel_names, image.span, image.shown)
 
     def mask(self, threshold: float) -> None:
         """The mask, its smaller levels and what its values mean."""
