@@ -12,7 +12,7 @@ if __name__ == "__main__":
     with told(snakemake.log[0]):
         ingest.run(
             SourceSpec(**snakemake.params.source),
-            Workspace(Path(snakemake.output[0]).parent),
+            Workspace(Path(snakemake.output[0]).parent, snakemake.params.stores),
             Machines.for_data(scheduler_address(snakemake.params.scheduler), snakemake.threads),
             snakemake.params.model,
         )

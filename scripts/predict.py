@@ -15,7 +15,7 @@ if __name__ == "__main__":
         # Of a cluster that is already there, each worker looks for its own GPU.
         gpus = () if address else predict.choose_devices(device, snakemake.resources.gpu)
         predict.run(
-            Workspace(Path(snakemake.output[0]).parents[1]),
+            Workspace(Path(snakemake.output[0]).parents[1], snakemake.params.stores),
             slab - 1,
             slabs,
             Machines.for_network(address, gpus, snakemake.threads),

@@ -10,7 +10,7 @@ from unet.workspace import Workspace
 if __name__ == "__main__":
     with told(snakemake.log[0]):
         split.run(
-            Workspace(Path(snakemake.output[0]).parent),
+            Workspace(Path(snakemake.output[0]).parent, snakemake.params.stores),
             snakemake.params.model,
             Request(**snakemake.params.request),
             snakemake.params.slabs,

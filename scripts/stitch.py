@@ -10,7 +10,7 @@ from unet.workspace import Workspace
 if __name__ == "__main__":
     with told(snakemake.log[0]):
         stitch.run(
-            Workspace(Path(snakemake.output[0]).parent),
+            Workspace(Path(snakemake.output[0]).parent, snakemake.params.stores),
             stitch.Choice(snakemake.params.threshold, snakemake.params.image),
             Machines.for_data(scheduler_address(snakemake.params.scheduler), snakemake.threads),
         )

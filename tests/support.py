@@ -54,10 +54,8 @@ def planned(
     offset, scale = model.normalisation.affine(summaries)
     return make_plan(
         image=ref,
-        architecture=model.architecture,
-        model=(str(model.folder), model.fingerprint),
+        model=model,
         affine=(tuple(offset), tuple(scale)),
-        classes=model.classes,
         request=replace(Request(memory=GENEROUS), **request),
         slabs=1,
     )
@@ -83,12 +81,13 @@ def run_stages(
     place: Workspace,
     slabs: int = 1,
     choice: stitch.Choice = EVERYTHING,
+    machines: Machines = ONE_CORE,
     **request: object,
 ) -> Plan:
     """All four stages on real Dask workers, as the scripts call them."""
-    ingest.run(source, place, ONE_CORE)
+    ingest.run(source, place, machines)
     plan = split.run(place, str(model.folder), replace(Request(memory=GENEROUS), **request), slabs)
     for slab in range(slabs):
-        predict.run(place, slab, slabs, ONE_CORE, "cpu")
-    stitch.run(place, choice, ONE_CORE)
+        predict.run(place, slab, slabs, machines, "cpu")
+    stitch.run(place, choice, machines)
     return plan

@@ -11,7 +11,8 @@ from support import ONE_CORE
 
 from unet import cluster
 from unet.cluster import Machines
-from unet.errors import DeviceError, SourceError
+from unet.errors import DeviceError, RunError, SourceError
+from unet.plan import BLOCKS_A_WORKER
 from unet.stages.predict import choose_devices
 
 
@@ -78,6 +79,53 @@ def test_two_jobs_share_a_scheduler_that_is_there(tmp_path):
                 assert len(list((tmp_path / name).glob("block-*"))) == len(done) == 20
         with Client(running) as still_there:
             assert still_there.submit(sum, [1, 2]).result() == 3
+
+
+@dataclass(frozen=True)
+class Held:
+    """Counts the blocks that are in hand at the same time."""
+
+    name: str
+    folder: Path
+
+    def open(self):
+        def do(block: int) -> int:
+            mark = self.folder / f"{os.getpid()}-{block}"
+            mark.touch()
+            time.sleep(0.02)
+            held = len(list(self.folder.glob(f"{os.getpid()}-*")))
+            mark.unlink()
+            return held
+
+        return do
+
+
+def test_a_worker_of_many_threads_holds_no_more_blocks_than_memory_was_planned_for(tmp_path):
+    with LocalCluster(
+        n_workers=1, threads_per_worker=8, dashboard_address="127.0.0.1:0"
+    ) as running:
+        machines = Machines.for_network(running.scheduler_address, (), 1)
+        with cluster.connect(machines) as client:
+            done = run(client, Held("held", tmp_path), range(60), machines.in_flight)
+    assert len(done) == 60
+    assert max(done.values()) == BLOCKS_A_WORKER
+
+
+def test_a_cluster_that_starts_workers_for_tasks_alone_is_waited_for(tmp_path):
+    with LocalCluster(n_workers=0, dashboard_address="127.0.0.1:0") as running:
+        running.adapt(minimum=0, maximum=1, wait_count=1000)  # and does not end them soon
+        with cluster.connect(Machines.for_data(running.scheduler_address, 1)) as client:
+            assert len(run(client, Counting("adapted", tmp_path), range(5))) == 5
+
+
+def test_a_cluster_without_workers_is_an_error(monkeypatch):
+    monkeypatch.setattr(cluster, "PATIENCE_SECONDS", 0.1)
+    with (
+        LocalCluster(n_workers=0, dashboard_address="127.0.0.1:0") as running,
+        pytest.raises(RunError, match=r"to have a worker, but none came in 0 s"),
+        cluster.connect(Machines.for_data(running.scheduler_address, 1)),
+    ):
+        pass
 
 
 def test_each_gpu_has_a_worker_of_its_own():

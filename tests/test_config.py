@@ -53,6 +53,18 @@ def objects(of: Any) -> Iterator[dict[str, Any]]:
             yield from objects(value)
 
 
+def test_a_model_of_many_images_is_looked_at_once(monkeypatch):
+    """So that a hundred images take no longer to read than one."""
+    looked = []
+    monkeypatch.setattr("unet.config.find_model", looked.append)
+    images = [
+        {"name": f"i{number}", "path": "a.tif", "model": model}
+        for number, model in enumerate(["one", "two"] * 50)
+    ]
+    assert len(read_config({"images": images}, SCHEMA, MADE).images) == 100
+    assert looked == ["one", "two"]
+
+
 @pytest.mark.parametrize(("file", "count"), [(SCHEMA, 7), (TRAIN_SCHEMA, 8)])
 def test_the_schema_is_closed(file, count):
     assert len(list(objects(schema(file)))) == count

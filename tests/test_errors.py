@@ -578,7 +578,10 @@ CONFIGS: dict[str, tuple[Any, str]] = {
     "typo": (config(split={"memroy": 4}), "split: unknown key 'memroy'; did you mean 'memory'"),
     "typo of an image": (config({"axis": "zyx"}), r"images\[0\]: unknown key 'axis'; .* 'axes'"),
     "typo of a section": (config(stich={}), "unknown key 'stich'; did you mean 'stitch'"),
-    "far key": (config(gpus=4), "unknown key 'gpus'; known are images, split, predict, stitch"),
+    "far key": (
+        config(gpus=4),
+        "unknown key 'gpus'; known are images, stores, split, predict, stitch",
+    ),
     "wrong type": (config(split={"memory": "8GB"}), r"split\.memory: '8GB' is not of .* gigabytes"),
     "no number": (config(split={"memory": float("nan")}), r"split\.memory: nan is not of type"),
     "one size": (config(split={"shard": 64}), SIZES),

@@ -782,7 +782,6 @@ def wrong_scale(folder: Path) -> str:
 PLANES = {"metadata": None, "photometric": "minisblack"}
 BAD: dict[str, tuple[Callable[[Path], str], dict[str, Any], str]] = {
     "missing": (lambda p: str(p / "no.tif"), {}, "does not exist"),
-    "url": (lambda _: "s3://bucket/i.zarr", {}, "is a URL, and images are read from local paths"),
     "empty folder": (lambda p: str(p), {}, "holds neither Zarr metadata nor TIFF, PNG or JPEG"),
     "mixed folder": (mixed_folder, {}, "holds PNG and TIFF files"),
     "empty glob": (lambda p: str(p / "*.tif"), {}, "matches no file"),

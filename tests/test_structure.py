@@ -13,7 +13,8 @@ MODULES = sorted((REPOSITORY / "unet").rglob("*.py"))
 OWNERS = {
     "zarr": {"store.py", "sources/zarr_source.py"},
     "tifffile": {"sources/tiff.py"},
-    "distributed": {"cluster.py"},
+    "distributed": {"cluster.py", "jobqueue.py"},
+    "dask_jobqueue": {"jobqueue.py"},
     "torch": {
         "model.py",
         "weights.py",
@@ -28,8 +29,9 @@ OWNERS = {
     "scipy": {"metrics.py", "training/labelled.py", "training/sampling.py", "training/targets.py"},
     "jsonschema": {"config.py", "model_folder.py"},
     "snakemake": set(),
+    "obstore": {"location.py", "server.py"},
     "pickle": set(),
-    "dask": {"cluster.py"},
+    "dask": {"cluster.py", "jobqueue.py"},
 }
 
 

@@ -12,16 +12,18 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, Protocol
 from uuid import uuid4
 
 import dask
+from dask.utils import parse_timedelta
 from distributed import Client as Client  # the one name of it that other modules use
 from distributed import (
     Future,
@@ -41,7 +43,8 @@ from unet.plan import BLOCKS_A_WORKER
 log = logging.getLogger(__name__)
 
 RETRIES = 2
-PATIENCE_SECONDS = 600  # workers of a cluster may have to queue
+PATIENCE = "distributed.scheduler.no-workers-timeout"  # in Dask's configuration; or else
+PATIENCE_SECONDS = 600  # since workers of a cluster may have to queue
 MOST_FAILURES = 10  # with no success between them
 MOST_WORKERS = 256
 CORES_A_NETWORK = 8  # convolutions gain little from more
@@ -96,6 +99,14 @@ class Machines:
         """For the network: a process a GPU, or one for every 8 cores that convolve together."""
         return cls(address, devices, cores, BLOCKS_A_WORKER, min(cores, CORES_A_NETWORK))
 
+    def at_least(self, workers: int) -> Machines:
+        """With so many CPU workers, but no more than cores: they wait less for one another.
+
+        In one process threads take turns at Python's own work, which a light network feels.
+        """
+        fewer = self.cores // min(self.cores, workers)
+        return replace(self, cores_a_worker=min(self.cores_a_worker, fewer))
+
     @property
     def workers(self) -> int:
         """How many workers this job starts, if it starts its own."""
@@ -123,13 +134,16 @@ class Station(WorkerPlugin):
         del worker
         self._lock = threading.Lock()
         self._do: Callable[[int], Any] | None = None
+        # A worker of a cluster that is already there may have more threads than that.
+        self._hands = threading.Semaphore(BLOCKS_A_WORKER)
 
     def do(self, block: int) -> Any:
-        """Do one block."""
+        """Do one block; as many at once as the plan counts memory for, the others wait."""
         with self._lock:
             if self._do is None:
                 self._do = self.job.open()
-        return self._do(block)
+        with self._hands:
+            return self._do(block)
 
 
 @contextmanager
@@ -140,6 +154,8 @@ def connect(machines: Machines) -> Iterator[Client]:
             _wait_for_a_worker(client, machines.address)
             yield client
         return
+    device = f"GPU {', '.join(machines.devices)}" if machines.devices else "the CPU"
+    log.info("%d worker(s) for %s, %s", machines.workers, device, _where())
     key = "distributed.nanny.pre-spawn-environ"
     environ = {**dask.config.get(key), **QUIET, **KEEP_FREED_MEMORY}
     with (
@@ -150,16 +166,25 @@ def connect(machines: Machines) -> Iterator[Client]:
         yield client
 
 
+def _where() -> str:
+    """The node of this process, and the GPUs that its scheduler gave it, whether used or not."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES", "not set")
+    return f"on {socket.gethostname()} (CUDA_VISIBLE_DEVICES: {given})"
+
+
 def _wait_for_a_worker(client: Client, address: str) -> None:
     log.info("waiting for a worker of the scheduler %s", address)
+    patience = parse_timedelta(dask.config.get(PATIENCE) or PATIENCE_SECONDS)
     try:
-        client.wait_for_workers(1, timeout=PATIENCE_SECONDS)
+        # A task, and not only a look: a cluster that adapts starts workers for tasks alone.
+        where = client.submit(_where, pure=False).result(timeout=patience)
     except TimeoutError as error:
         raise RunError(
             f"Expected the Dask scheduler {address} to have a worker, but none came in "
-            f"{PATIENCE_SECONDS} s. Start workers for it, or leave `scheduler` and "
+            f"{patience:.0f} s. Start workers for it, or leave `scheduler` and "
             f"DASK_SCHEDULER_ADDRESS out."
         ) from error
+    log.info("%d worker(s) are there, one %s", len(client.nthreads()), where)
 
 
 def run(
@@ -292,6 +317,11 @@ def _local_cluster(machines: Machines) -> LocalCluster | SpecCluster:
         memory_limit=None,
         scheduler_kwargs=NO_DASHBOARD,
     )
+
+
+def cores_of_worker() -> int:
+    """The cores that the worker of this task was given: a thread of Dask counts for one."""
+    return int(get_worker().state.nthreads)
 
 
 def scheduler_address(configured: str | None) -> str | None:

@@ -1,7 +1,7 @@
 """The configuration, read once: checked against its schema, and frozen.
 
 Why not leave it to the rules: a typo must be an error that names the key before anything runs, and
-a rule that reads a dictionary can only fail late. Nothing here opens an image.
+a rule that reads a dictionary can only fail late. Nothing here opens an image or asks a server.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from jsonschema import Draft202012Validator, ValidationError
 from jsonschema.validators import extend
 
 from unet.errors import ConfigError, UserError
+from unet.location import locate
 from unet.model_folder import find_model
 from unet.plan import Request
-from unet.sources import source_files
+from unet.sources import local_files
 from unet.sources.base import SourceSpec
 
 GIGABYTE = 10**9
@@ -61,6 +62,7 @@ class Config:
     """The whole configuration; the stages' settings hold for every image."""
 
     images: dict[str, ImageConfig]
+    stores: str | None
     request: Request
     device: str
     scheduler: str | None
@@ -79,19 +81,23 @@ def read_config(raw: Mapping[str, Any], schema_file: Path, made: Collection[str]
     """
     filled = checked(raw, schema_file)
     _check_names(filled["images"])
-    images = {}
+    images: dict[str, ImageConfig] = {}
+    models: set[str] = set()
     for index, item in enumerate(filled["images"]):
-        image = _image(item)
         try:
+            image = _image(item)
             if image.source.path not in made:
-                source_files(image.source.path)
-            find_model(image.model)
+                local_files(image.source.path)
+            if image.model not in models:  # many images, few models
+                find_model(image.model)
+                models.add(image.model)
         except UserError as error:
-            raise ConfigError(f"images[{index}] ({image.name}): {error}") from error
+            raise ConfigError(f"images[{index}] ({item['name']}): {error}") from error
         images[image.name] = image
     split, predict, stitch = filled["split"], filled["predict"], filled["stitch"]
     return Config(
         images=images,
+        stores=_stores(filled["stores"]),
         request=Request(
             memory=int(split["memory"] * GIGABYTE),
             precision=predict["precision"],
@@ -120,9 +126,9 @@ def _image(item: Mapping[str, Any]) -> ImageConfig:
     channels = item["channels"]
     return ImageConfig(
         name=item["name"],
-        model=item["model"],
+        model=_plain(item["model"]),
         source=SourceSpec(
-            path=item["path"],
+            path=_plain(item["path"]),
             axes=item["axes"],
             level=item["level"],
             level_pixel_size=item["level_pixel_size"],
@@ -130,6 +136,24 @@ def _image(item: Mapping[str, Any]) -> ImageConfig:
             pixel_size=item["pixel_size"],
         ),
     )
+
+
+def _stores(text: str | None) -> str | None:
+    try:
+        stores = _plain(text) if text else None
+    except UserError as error:
+        raise ConfigError(f"stores: {error}") from error
+    if stores and stores.startswith("http"):
+        raise ConfigError(
+            f"stores: expected a local folder or s3://bucket/path, got {stores}: a web server is "
+            f"read only. If it is an S3 server, name it by AWS_ENDPOINT_URL."
+        )
+    return stores
+
+
+def _plain(text: str) -> str:
+    """A URL as it is, if it is well formed; `~` and file:// resolved; any other path as it is."""
+    return str(locate(text)) if text.startswith("~") or "://" in text else text
 
 
 def _evaluate(
@@ -143,7 +167,7 @@ def _evaluate(
     for path in (item["label"], annotated):
         if path is not None and path not in made:
             try:
-                source_files(path)
+                local_files(path)
             except UserError as error:
                 raise ConfigError(f"evaluate ({name}): {error}") from error
     return EvaluateConfig(

@@ -42,6 +42,13 @@ class StoreError(UserError, OSError):
     """A store holds something else than the plan says: a hole, a foreign or a damaged shard."""
 
 
+class ServerError(UserError):
+    """A server of a URL does not answer, refuses the keys, or has no such bucket.
+
+    Of no builtin's kind, so that nothing which expects a damaged file takes it for one.
+    """
+
+
 def to_user_error(error: BaseException) -> UserError | None:
     """What to tell the user, where the cause is theirs to mend: also a full disk is. Else None."""
     if isinstance(error, UserError):

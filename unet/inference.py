@@ -214,7 +214,8 @@ def predict(
     """Probabilities of an image in memory, in one window a plane: the reference, for notebooks.
 
     image  (Y, X), (C, Y, X), (Z, Y, X) or (C, Z, Y, X), as the model's channels and dimensions
-           ask; any other order is named by `axes`, such as "yxc" or "tzyx"
+           ask, or (Y, X, C) where only that fits; any other order is named by `axes`, such as
+           "tzyx"
     Returns (classes, [T,] [Z,] Y, X) float32; the classes of a pixel sum to 1.
     Raises ModelError where the image does not fit the model, SourceError for NaN.
     """
@@ -255,7 +256,7 @@ def _guess_axes(shape: Sizes, architecture: Architecture) -> str:
         return spatial
     if shape[0] == architecture.in_channels or architecture.dims == 3:
         return "c" + spatial
-    return "zyx"
+    return "yxc" if shape[-1] == architecture.in_channels > 1 else "zyx"
 
 
 def _five_axes(image: NDArray[np.generic], axes: str) -> NDArray[np.generic]:

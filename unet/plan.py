@@ -18,7 +18,6 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from itertools import product
-from pathlib import Path
 
 import numpy as np
 
@@ -26,7 +25,9 @@ from unet.architecture import FLOAT32_BYTES, Architecture
 from unet.errors import PlanError
 from unet.geometry import Box, Halo, Sizes, block_box, core_sizes, grid, grow_block, round_up
 from unet.layout import BLOCK_PIXELS, Layout, with_channels
+from unet.location import locate
 from unet.manifest import fingerprint
+from unet.model_folder import ModelSpec
 from unet.sources.base import GRID, ORDER
 
 BATCH_PIXELS = 1 << 20  # small windows share a forward pass up to this many pixels
@@ -60,7 +61,7 @@ class ImageRef:
 
     def absolute(self) -> ImageRef:
         """With a path that workers find wherever they were started; manifests can be moved."""
-        return replace(self, store=str(Path(self.store).absolute()))
+        return replace(self, store=str(locate(self.store).absolute()))
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,7 @@ class Plan:
     core, batch   the largest core of a window, and how many windows run at once
     windows       windows in all
     flop          floating-point operations in all
+    memory        bytes that one worker, and one device, may use
     worker_bytes  what a worker will hold: its blocks, the network, and one batch
     device_bytes  what a device will hold: the network and one batch
     slabs         number of jobs; the result does not depend on it
@@ -116,6 +118,7 @@ class Plan:
     blocks: int
     windows: int
     flop: int
+    memory: int
     worker_bytes: int
     device_bytes: int
     slabs: int
@@ -225,20 +228,22 @@ def activation_bytes(architecture: Architecture, core: Sizes, precision: str) ->
 
 def make_plan(
     image: ImageRef,
-    architecture: Architecture,
-    model: tuple[str, str],
+    model: ModelSpec,
     affine: tuple[tuple[float, ...], tuple[float, ...]],
-    classes: tuple[str, ...],
     request: Request,
     slabs: int,
 ) -> Plan:
-    """Decide everything for one image. Raises PlanError where it does not fit or contradicts."""
+    """Decide everything for one image. Raises PlanError where it does not fit or contradicts.
+
+    affine  offsets and scales of the channels, by the model's normalisation of the whole image
+    """
+    architecture = model.architecture
     stride, halo = lattice(architecture)
     block, chunk = block_shape(image.shape, stride, request, architecture.dims)
     read = Box((0,) * 4, block).grow(halo).shape
     channels = len(image.channel_names)
     held = math.prod(read) * channels * np.dtype(image.dtype).itemsize
-    held += 2 * math.prod(block) * (len(classes) - 1) * FLOAT32_BYTES
+    held += 2 * math.prod(block) * (len(model.classes) - 1) * FLOAT32_BYTES
     parameters = architecture.parameters * FLOAT32_BYTES
     fixed = BLOCKS_A_WORKER * held + parameters
     core = choose_core(architecture, block, image.shape, fixed, request)
@@ -255,11 +260,11 @@ def make_plan(
     sizes = core_sizes(image.shape, block, core, stride)
     return Plan(
         image=image,
-        model=model[0],
-        model_fingerprint=model[1],
+        model=str(model.folder),
+        model_fingerprint=model.fingerprint,
         offset=affine[0],
         scale=affine[1],
-        classes=classes,
+        classes=model.classes,
         precision=request.precision,
         stride=stride,
         halo=halo,
@@ -270,11 +275,12 @@ def make_plan(
         blocks=math.prod(grid(image.shape, block)),
         windows=math.prod(sum(axis.values()) for axis in sizes),
         flop=_flop(architecture, sizes),
+        memory=request.memory,
         worker_bytes=needed,
         device_bytes=parameters + batch * one,
         slabs=slabs,
         fingerprint=fingerprint(
-            *(image.digest, image.axes, image.shape, model[1], affine, request.precision),
+            *(image.digest, image.axes, image.shape, model.fingerprint, affine, request.precision),
             *(block, chunk, RESULTS, version("torch")),
         ),
     )
@@ -292,7 +298,7 @@ def _flop(architecture: Architecture, sizes: list[Counter[int]]) -> int:
 
 
 def _default_chunk(shape: Sizes, stride: Sizes, dims: int) -> Sizes:
-    side = 512 if dims == 2 else 64
+    side = 1024 if dims == 2 else 64  # smaller ones cost Zarr more time than they save
     wanted = (1, 1 if dims == 2 else side, side, side)
     return tuple(round_up(min(w, n), s) for w, n, s in zip(wanted, shape, stride, strict=True))
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise, product
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 from unet import store
 from unet.geometry import Box, Sizes, block_box
+from unet.location import locate
 
 Values = NDArray[Any]
 
@@ -39,8 +39,8 @@ class LevelJob:
 
     def open(self) -> Callable[[int], int]:
         """Open both levels on a worker."""
-        above = store.open_pixels(Path(self.group), str(self.level - 1), self.axes, mode="r")
-        target = store.open_pixels(Path(self.group), str(self.level), self.axes)
+        above = store.open_pixels(locate(self.group), str(self.level - 1), self.axes, mode="r")
+        target = store.open_pixels(locate(self.group), str(self.level), self.axes)
         shape = target.grid_shape
 
         def shrink(index: int) -> int:

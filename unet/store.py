@@ -5,13 +5,15 @@ block is one shard of its store and one task owns it; then no lock is needed and
 depend on the order. Why checksums: a shard's index has a checksum but its payload does not unless
 asked; with `Crc32cCodec` a flipped bit is an error. Why empty chunks are written: a shard that was
 left out because it holds only zeros could not be told from a hole.
+
+A store lies on a disk or behind a URL (`unet.location`), and Zarr's own stores read and write both.
+What Zarr does not ask, whether a shard is there, is asked here.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import product
 from pathlib import Path
@@ -22,17 +24,21 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 from zarr.errors import ContainsArrayError, ContainsGroupError
+from zarr.storage import ObjectStore
 
 from unet.errors import StoreError
 from unet.geometry import Box, Sizes, block_box, grid
 from unet.layout import Layout
+from unet.location import Location, files, locate, sizes
 from unet.plan import ImageRef
+from unet.server import told
 from unet.sources.base import GRID, ORDER
 
 
 class Pixels:
     """An open array, read and written as (t, c, z, y, x) whatever axes it has.
 
+    location  where the array lies
     axes      the array's axes in its own order
     channels  the channels to read, in this order; None for all
     own       whether this project wrote it: then every shard is there, and a missing one is an
@@ -40,13 +46,19 @@ class Pixels:
     """
 
     def __init__(
-        self, array: zarr.Array[Any], axes: str, channels: Sizes | None = None, own: bool = True
+        self,
+        location: Location,
+        array: zarr.Array[Any],
+        axes: str,
+        channels: Sizes | None = None,
+        own: bool = True,
     ) -> None:
         if len(axes) != array.ndim:
             raise StoreError(
-                f"Expected {array.store_path} to have the axes {axes!r}, but it has "
+                f"Expected {location} to have the axes {axes!r}, but it has "
                 f"{array.ndim} dimensions. It was changed since the run began: start it again."
             )
+        self.location = location
         self.array = array
         self.axes = axes
         self.channels = channels
@@ -69,14 +81,15 @@ class Pixels:
         if self.channels is not None:
             where["c"] = slice(min(self.channels), max(self.channels) + 1)
         index = tuple(where.get(axis, slice(None)) for axis in self.axes)
-        try:
-            values = np.asarray(self.array[index])
-        except (ValueError, OSError, RuntimeError) as error:
-            raise StoreError(
-                f"Expected readable chunks in {self.array.store_path}, at (t, z, y, x) = "
-                f"{box}, but one is damaged: {error}. Restore the file from a copy, or delete it "
-                f"and run its stage again."
-            ) from error
+        with told(self.location):
+            try:
+                values = np.asarray(self.array[index])
+            except (ValueError, OSError, RuntimeError) as error:
+                raise StoreError(
+                    f"Expected readable chunks in {self.location}, at (t, z, y, x) = {box}, but "
+                    f"one is damaged: {error}. Restore the file from a copy, or delete it and run "
+                    f"its stage again."
+                ) from error
         order = [self.axes.index(axis) for axis in ORDER if axis in self.axes]
         values = values.transpose(order)
         present = iter(values.shape)
@@ -93,9 +106,15 @@ class Pixels:
             file.unlink(missing_ok=True)  # Zarr reads a shard that is there, even a damaged one
         index = tuple(where.get(axis, slice(None)) for axis in self.axes)
         shape = [n for n, axis in zip(values.shape, ORDER, strict=True) if axis in self.axes]
-        self.array[index] = values.reshape(shape)
+        with told(self.location):
+            self.array[index] = values.reshape(shape)
 
-    def shard_file(self, index: int, block: Sizes) -> Path:
+    def shard_sizes(self, block: Sizes) -> Callable[[int], int | None]:
+        """What tells the bytes of a block's file, None where there is none: for many blocks."""
+        known = sizes(self.location)
+        return lambda index: known(self.shard_file(index, block))
+
+    def shard_file(self, index: int, block: Sizes) -> Location:
         """The file that holds block `index` of an array written by this project."""
         start = dict(zip(GRID, block_box(index, self.grid_shape, block).start, strict=True))
         step = dict(zip(GRID, block, strict=True))
@@ -111,7 +130,7 @@ class Pixels:
                     f"or --forcerun predict."
                 )
 
-    def _shard_files(self, box: Box) -> Iterator[Path]:
+    def _shard_files(self, box: Box) -> Iterator[Location]:
         """The files of all shards that a box touches."""
         where = dict(zip(GRID, box.slices, strict=True))
         sides = zip(self.axes, self.array.shards or self.array.chunks, strict=True)
@@ -121,21 +140,20 @@ class Pixels:
         )
         return map(self._file, product(*positions))
 
-    def _file(self, position: Sizes) -> Path:
-        key = self.array.metadata.encode_chunk_key(position)
-        return Path(str(self.array.store.root), self.array.path, key)  # type: ignore[attr-defined]
+    def _file(self, position: Sizes) -> Location:
+        return self.location / self.array.metadata.encode_chunk_key(position)
 
 
-def create(group: Path, name: str, layout: Layout) -> Pixels:
+def create(group: Location, name: str, layout: Layout) -> Pixels:
     """Make the empty array `name` of a group, or open it where it is already as it should be.
 
     Raises StoreError where another array is in its place.
     """
     path = group / name
     if not (path / "zarr.json").exists():
-        with suppress(ContainsArrayError):  # another job of this run was quicker
+        with told(path), suppress(ContainsArrayError):  # another job of this run was quicker
             zarr.create_array(
-                path,
+                _opener(path),
                 shape=layout.on_disk(layout.shape),
                 dtype=layout.dtype,
                 chunks=layout.on_disk(layout.chunk),
@@ -156,20 +174,21 @@ def create(group: Path, name: str, layout: Layout) -> Pixels:
     return pixels
 
 
-def open_pixels(store: Path, array: str, axes: str, *, mode: str = "r+") -> Pixels:
+def open_pixels(store: Location, array: str, axes: str, *, mode: str = "r+") -> Pixels:
     """Open an array that this project made. Raises StoreError where there is none."""
-    return Pixels(_opened(store / array, mode), axes)
+    return Pixels(store / array, _opened(store / array, mode), axes)
 
 
 def open_image(image: ImageRef) -> Pixels:
     """Open an image for reading: the copy that ingest made, or the user's own Zarr."""
-    array = _opened(Path(image.store) / image.array, "r")
-    return Pixels(array, image.axes, image.channels, own=image.copied)
+    path = locate(image.store) / image.array
+    return Pixels(path, _opened(path, "r"), image.axes, image.channels, own=image.copied)
 
 
-def _opened(path: Path, mode: str) -> zarr.Array[Any]:
+def _opened(path: Location, mode: str) -> zarr.Array[Any]:
     try:
-        opened = zarr.open_array(path, mode=cast(Any, mode))
+        with told(path):
+            opened = zarr.open_array(_opener(path), mode=cast(Any, mode))
     except (FileNotFoundError, ValueError, KeyError) as error:
         raise StoreError(
             f"Expected a Zarr array at {path}, and found none ({error}). It was moved or "
@@ -179,40 +198,42 @@ def _opened(path: Path, mode: str) -> zarr.Array[Any]:
 
 
 def identity(image: ImageRef) -> str:
-    """Names the files of an image that is read in place: their paths, sizes and times of change.
+    """Names the files of an image that is read in place: their paths, sizes and versions.
 
     Why not their content: it is looked at before each job, and the image may be terabytes.
     """
-    folder = Path(image.store) / image.array
-    seen = hashlib.sha256()
-    for parent, folders, files in os.walk(folder):
-        folders.sort()
-        for name in sorted(files):
-            stat = Path(parent, name).stat()
-            seen.update(f"{parent}/{name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+    folder = locate(image.store) / image.array
+    seen = hashlib.sha256(str(folder).encode())
+    for file in files(folder):
+        seen.update(f"{file.path} {file.size} {file.version}\n".encode())
     return seen.hexdigest()[:16]
 
 
-def write_attributes(group: Path, attributes: dict[str, Any]) -> None:
-    """Make `group` a Zarr v3 group with these attributes, over the ones it has."""
-    try:
-        opened = zarr.open_group(group, mode="a", zarr_format=3)
-    except ContainsGroupError:  # another job of this run was quicker
-        opened = zarr.open_group(group, mode="r+", zarr_format=3)
-    if any(opened.attrs.get(key) != value for key, value in attributes.items()):
-        opened.update_attributes(attributes)
+def write_attributes(group: Location, attributes: dict[str, Any]) -> None:
+    """Make `group` a Zarr v3 group with these attributes, over the ones it has, by one write."""
+    with told(group):
+        try:
+            zarr.create_group(_opener(group), attributes=attributes, zarr_format=3)
+        except ContainsGroupError:
+            opened = zarr.open_group(_opener(group), mode="r+", zarr_format=3)
+            if any(opened.attrs.get(key) != value for key, value in attributes.items()):
+                opened.update_attributes(attributes)
 
 
-def sweep(folder: Path) -> None:
-    """Delete what killed writers left half written; only while nothing writes there."""
-    for partial in folder.rglob("*.partial"):
+def sweep(folder: Location) -> None:
+    """Delete what killed writers left half written; only while nothing writes there.
+
+    A server shows no object that is half written.
+    """
+    for partial in folder.rglob("*.partial") if isinstance(folder, Path) else ():
         partial.unlink(missing_ok=True)
 
 
-def read_attributes(group: Path) -> dict[str, Any]:
+def read_attributes(group: Location) -> dict[str, Any]:
     """The attributes of a group; none where there is no group."""
     try:
-        return dict(zarr.open_group(group, mode="r").attrs)
+        with told(group):
+            return dict(zarr.open_group(_opener(group), mode="r").attrs)
     except (FileNotFoundError, ValueError):
         return {}
 
@@ -220,6 +241,11 @@ def read_attributes(group: Path) -> dict[str, Any]:
 def block_count(shape: Sizes, block: Sizes) -> int:
     """How many blocks an image has."""
     return int(np.prod(grid(shape, block)))
+
+
+def _opener(location: Location) -> Path | ObjectStore[Any]:
+    """What Zarr opens: of a path it makes a store of its own."""
+    return location if isinstance(location, Path) else ObjectStore(location.objects())
 
 
 def _codecs(dtype: np.dtype) -> list[Any]:

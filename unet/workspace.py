@@ -5,6 +5,10 @@
         <name>.ome.zarr                                              the result
         work/<stage>-<fingerprint>/                                  a store and its ledger
 
+The stores may lie elsewhere, on another disk or behind a URL: then <stores>/<name>/ holds the same
+without the manifests and ledgers, which stay here. Behind a URL nothing can be renamed, so a result
+is built where it ends, in a folder of its own run: stitch-<fingerprint>/<name>.ome.zarr.
+
 A folder in `work` is named by everything that its pixels depend on. So a changed model, setting or
 input never meets the pixels of another run, two jobs of one run share a folder without asking each
 other, and going back to an earlier setting finds what was done for it.
@@ -19,15 +23,21 @@ from unet import ome, store
 from unet.cluster import Client, Job, Progress, run
 from unet.geometry import Sizes
 from unet.ledger import Ledger, recorded
+from unet.location import Location, RemotePath, locate
 from unet.plan import Plan
 from unet.store import Pixels
 
 
 @dataclass(frozen=True)
 class Workspace:
-    """The paths of one image."""
+    """The paths of one image.
+
+    root    of its manifests and ledgers
+    stores  of its stores, a path or URL; None for `root`
+    """
 
     root: Path
+    stores: str | None = None
 
     @property
     def name(self) -> str:
@@ -35,17 +45,32 @@ class Workspace:
         return self.root.name
 
     @property
-    def result(self) -> Path:
-        """The OME-Zarr that the workflow is run for."""
-        return self.root / f"{self.name}.ome.zarr"
+    def home(self) -> Location:
+        """The folder of its stores."""
+        return locate(self.stores) / self.name if self.stores else self.root
+
+    @property
+    def result(self) -> Location:
+        """The OME-Zarr that the workflow is run for, on a disk."""
+        return self.home / f"{self.name}.ome.zarr"
+
+    def built(self, run: str) -> tuple[Location, Location]:
+        """Where the OME-Zarr of a run is built, and where it ends: one place, behind a URL."""
+        if isinstance(self.home, RemotePath):
+            return (self.home / run / self.result.name,) * 2
+        return self.home / "work" / run / "result.ome.zarr", self.result
 
     def manifest(self, stage: str) -> Path:
         """The manifest of ingest, split or stitch."""
         return self.root / f"{stage}.json"
 
-    def work(self, stage: str, fingerprint: str) -> Path:
+    def work(self, stage: str, fingerprint: str) -> Location:
         """The folder of a stage for one fingerprint; it need not be there yet."""
-        return self.root / "work" / f"{stage}-{fingerprint}"
+        return self.home / "work" / f"{stage}-{fingerprint}"
+
+    def ledger(self, work: Location) -> Path:
+        """The folder of the ledger of what is in `work`, which stays beside the manifests."""
+        return self.root / "work" / work.name / "ledger"
 
 
 @dataclass(frozen=True)
@@ -64,16 +89,11 @@ class Target:
     def done(self, count: int) -> bytearray:
         """For each of `count` blocks 1 if it is recorded and its shard is there as recorded."""
         done = bytearray(count)
+        found = self.pixels.shard_sizes(self.block)
         for block, size in recorded(self.ledger):
             if 0 <= block < count:
-                done[block] |= self._size(block) == size
+                done[block] |= found(block) == size
         return done
-
-    def _size(self, block: int) -> int | None:
-        try:
-            return self.pixels.shard_file(block, self.block).stat().st_size
-        except FileNotFoundError:
-            return None
 
 
 def finish(
@@ -106,7 +126,7 @@ def finish(
     return len(blocks) - already
 
 
-def probabilities_group(plan: Plan, place: Workspace) -> Path:
+def probabilities_group(plan: Plan, place: Workspace) -> Location:
     """Where the probabilities of a plan lie."""
     return place.work("predict", plan.fingerprint) / "probabilities.ome.zarr"
 
@@ -116,6 +136,5 @@ def probabilities(plan: Plan, place: Workspace) -> Target:
     group = probabilities_group(plan, place)
     described = ome.multiscales(place.name, plan.axes, plan.image.pixel_size, [(1,) * 4], "mean")
     store.write_attributes(group, ome.with_channels(described, plan.classes[1:], (0.0, 1.0)))
-    return Target(
-        store.create(group, "0", plan.probabilities()), plan.block, group.parent / "ledger"
-    )
+    pixels = store.create(group, "0", plan.probabilities())
+    return Target(pixels, plan.block, place.ledger(group.parent))

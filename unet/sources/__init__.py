@@ -1,7 +1,7 @@
 """The images that the workflow reads, by what lies behind a path; see `base` for what they offer.
 
 Listing is apart from opening, since the workflow is planned where images may be slow to open:
-`source_files` only looks at names. Formats are told by their first bytes, never by a suffix, and
+`local_files` only looks at names. Formats are told by their first bytes, never by a suffix, and
 each format's libraries are imported when such an image is opened.
 """
 
@@ -9,10 +9,14 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 from unet.errors import SourceError
+from unet.location import Location, RemotePath, locate
 from unet.sources.base import Source, SourceSpec
+from unet.sources.file import open_file
 from unet.sources.image import Found, Image
 
 ZARR_METADATA = ("zarr.json", ".zattrs", ".zarray", ".zgroup")
@@ -43,35 +47,44 @@ def open_source(spec: SourceSpec) -> Source:
         raise
 
 
+def local_files(path: str) -> list[str]:
+    """The files of an image on this machine, as a workflow declares them; none of a URL.
+
+    No server is asked, so that a workflow can be planned without a network.
+    """
+    return source_files(path) if isinstance(locate(path), Path) else []
+
+
 def source_files(path: str) -> list[str]:
-    """The files that an image is made of, as a workflow declares them; no image is opened.
+    """The files that an image is made of; no image is opened.
 
     A file is itself; a folder of slices or a glob is its files in natural order (slice_2 before
-    slice_10); a Zarr image is its metadata files. Raises SourceError if there is nothing to read.
+    slice_10); a Zarr image is its metadata files. Of a URL its server is asked. Raises SourceError
+    if there is nothing to read.
     """
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", path):
-        raise SourceError(
-            f"{path} is a URL, and images are read from local paths only so far. Copy the image to "
-            "a local path and set that in the configuration."
-        )
     try:
-        return _listed(path, Path(path))
+        return _listed(path, locate(path))
     except OSError as error:
         raise SourceError(
             f"{path} cannot be listed ({error}). Change its permissions, or the path."
         ) from error
 
 
-def _listed(path: str, place: Path) -> list[str]:
+def _listed(path: str, place: Location) -> list[str]:
     if place.is_dir():
         metadata = [str(place / name) for name in ZARR_METADATA if (place / name).is_file()]
         return metadata or _slices_in(place)
     if place.is_file():
-        if not os.access(place, os.R_OK):
+        if isinstance(place, Path) and not os.access(place, os.R_OK):
             raise SourceError(f"{path} is there but may not be read. Change its permissions.")
         return [path]
     if any(sign in path for sign in "*?["):
-        return _matches(place)
+        return _matches(path)
+    if isinstance(place, RemotePath):
+        raise SourceError(
+            f"{path} does not exist: its server has no such file, and lists none under this name. "
+            "The URL is probably misspelt; Zarr images and folders are read from s3:// only."
+        )
     raise SourceError(
         f"{path} does not exist. The path is probably misspelt, or relative to another folder than "
         f"{Path.cwd()}; correct it in the configuration."
@@ -94,8 +107,8 @@ def _find(spec: SourceSpec) -> Found:
 def _find_file(spec: SourceSpec) -> Found:
     """What one file holds, told by its first bytes."""
     try:
-        with Path(spec.path).open("rb") as file:
-            start = file.read(8)
+        with closing(open_file(spec.path)) as file:
+            (start,) = file.pieces([(0, min(8, file.size))])
     except OSError as error:
         raise SourceError(f"{spec.path} cannot be opened ({error}).") from error
     kind = next((kind for magic, kind in MAGIC.items() if start.startswith(magic)), None)
@@ -118,7 +131,7 @@ def _find_file(spec: SourceSpec) -> Found:
     )
 
 
-def _slices_in(folder: Path) -> list[str]:
+def _slices_in(folder: Location) -> list[str]:
     files = [p for p in folder.iterdir() if p.suffix.lower() in SLICE_SUFFIXES and p.is_file()]
     files = [p for p in files if not p.name.startswith(".")]
     kinds = sorted({SLICE_SUFFIXES[p.suffix.lower()] for p in files})
@@ -135,11 +148,11 @@ def _slices_in(folder: Path) -> list[str]:
     return _natural(files)
 
 
-def _matches(pattern: Path) -> list[str]:
+def _matches(pattern: str) -> list[str]:
     """The files that a glob matches; the folders before its first sign are taken as they are."""
-    parts = pattern.parts
+    parts = pattern.split("/")
     first = next(i for i, part in enumerate(parts) if any(sign in part for sign in "*?["))
-    found = Path(*parts[:first]).glob(str(Path(*parts[first:])))
+    found = locate("/".join(parts[:first]) or ("/" if first else "")).glob("/".join(parts[first:]))
     files = [p for p in found if p.is_file() and not p.name.startswith(".")]
     if not files:
         raise SourceError(
@@ -149,7 +162,7 @@ def _matches(pattern: Path) -> list[str]:
     return _natural(files)
 
 
-def _natural(files: list[Path]) -> list[str]:
+def _natural(files: Sequence[Location]) -> list[str]:
     """Sorted so that numbers count as numbers."""
 
     def key(path: str) -> list[int | str]:

@@ -1,20 +1,21 @@
-"""NumPy's .npy files, read through a memory map: the simplest way to hand over an array.
+"""NumPy's .npy files: the simplest way to hand over an array. Any box can be read alone.
 
-A map is opened for each read and dropped with it, so that its pages do not count as the worker's
-memory for longer than a block. A .npz file with one array, which labels often come as, is read
-whole: it is compressed in one piece.
+A .npz file with one array, as labels often come, is read whole: it is compressed in one piece.
 """
 
 from __future__ import annotations
 
+import math
 import zipfile
-from pathlib import Path
+from contextlib import closing
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from unet.errors import SourceError
 from unet.sources.base import SourceSpec
+from unet.sources.file import open_file
 from unet.sources.image import Found, choose_level, stated_axes
 
 
@@ -23,27 +24,41 @@ class NpyPixels:
 
     def __init__(self, path: str) -> None:
         self._path = path
-        array = self._map()
-        self.shape = array.shape
-        self.dtype = array.dtype.newbyteorder("=")
-        self.chunks = (1,) * array.ndim
+        try:
+            with closing(open_file(path)) as file, file.stream() as stream:
+                self.shape, self._fortran, self._dtype = _header(stream)
+                self._offset, size = stream.tell(), file.size
+        except (OSError, ValueError, EOFError) as error:
+            raise _unreadable(path, str(error)) from error
+        self.dtype = self._dtype.newbyteorder("=")
+        self.chunks = (1,) * len(self.shape)
+        end = self._offset + math.prod(self.shape) * self.dtype.itemsize
+        if self.dtype.hasobject or size < end:
+            raise _unreadable(path, f"{size} bytes of {end}, dtype {self.dtype}")
 
     def read(self, where: tuple[slice, ...]) -> NDArray[np.generic]:
         """A copy of the pixels at `where`."""
-        return np.array(self._map()[where], dtype=self.dtype)
+        with closing(open_file(self._path)) as file:
+            if not self._fortran:
+                return file.box(self._dtype, self._offset, self.shape, where)
+            return file.box(self._dtype, self._offset, self.shape[::-1], where[::-1]).T
 
     def close(self) -> None:
         """Nothing is open between reads."""
 
-    def _map(self) -> NDArray[np.generic]:
-        try:
-            array: NDArray[np.generic] = np.load(self._path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise SourceError(
-                f"{self._path} is not a .npy file of plain numbers that can be mapped ({error}). "
-                "It is probably cut short, or holds Python objects; save it again with np.save."
-            ) from error
-        return array
+
+def _header(stream: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
+    version = np.lib.format.read_magic(stream)
+    if version == (1, 0):
+        return np.lib.format.read_array_header_1_0(stream)
+    return np.lib.format.read_array_header_2_0(stream)
+
+
+def _unreadable(path: str, found: str) -> SourceError:
+    return SourceError(
+        f"{path} is not a .npy file of plain numbers that can be read in parts ({found}). It is "
+        "probably cut short, or holds Python objects; save it again with np.save."
+    )
 
 
 class NpzPixels:
@@ -64,13 +79,17 @@ class NpzPixels:
 
 def _only_array(path: str) -> NDArray[np.generic]:
     try:
-        with Path(path).open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            if len(file.files) != 1:
+        with (
+            closing(open_file(path)) as file,
+            file.stream() as stream,
+            np.load(stream, allow_pickle=False) as held,
+        ):
+            if len(held.files) != 1:
                 raise SourceError(
-                    f"Expected one array in {path}, got {len(file.files)} "
-                    f"({', '.join(file.files)}). Save the one that is meant with np.save."
+                    f"Expected one array in {path}, got {len(held.files)} "
+                    f"({', '.join(held.files)}). Save the one that is meant with np.save."
                 )
-            array: NDArray[np.generic] = file[file.files[0]]
+            array: NDArray[np.generic] = held[held.files[0]]
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         if isinstance(error, SourceError):
             raise
@@ -82,8 +101,8 @@ def _only_array(path: str) -> NDArray[np.generic]:
 
 
 def _is_zip(path: str) -> bool:
-    with Path(path).open("rb") as file:
-        return file.read(2) == b"PK"
+    with closing(open_file(path)) as file, file.stream() as stream:
+        return stream.read(2) == b"PK"
 
 
 def find_npy(spec: SourceSpec) -> Found:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import imagecodecs
 import numpy as np
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 
 from unet.errors import SourceError
 from unet.geometry import Sizes
+from unet.location import locate
 from unet.sources.base import SourceSpec
 from unet.sources.image import UNUSED, Found, choose_level
 
@@ -44,7 +44,7 @@ class RasterPixels:
 
     def _decode(self) -> NDArray[np.generic]:
         try:
-            data = Path(self._path).read_bytes()
+            data = locate(self._path).read_bytes()
             if data[:4] == b"\x89PNG":
                 return np.asarray(imagecodecs.png_decode(data))
             if data.rfind(JPEG_END) < data.rfind(JPEG_SCAN):

@@ -1,8 +1,8 @@
 """TIFF of every kind: slides, pyramids, stacks; only the pieces that a box touches are decoded.
 
 Why not tifffile's own arrays: a block of a slide needs some dozen tiles of a plane of 10^10 pixels,
-and decoding them one by one in the caller's thread is the fastest way there is. Reads go through
-`os.pread`, which has no position that threads could move; pages are looked up under a lock.
+and decoding them one by one in the caller's thread is the fastest way there is. Pages are looked up
+under a lock.
 
 A piece that the format says is absent is background; one that the file is too short for is an
 error. This is the only module that imports tifffile.
@@ -11,12 +11,11 @@ error. This is the only module that imports tifffile.
 from __future__ import annotations
 
 import math
-import os
 import struct
 import threading
+from collections.abc import Iterator
 from contextlib import ExitStack
 from itertools import product
-from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import ParseError
 
@@ -28,6 +27,7 @@ from unet.errors import SourceError
 from unet.geometry import Sizes
 from unet.sources import tiff_metadata
 from unet.sources.base import SourceSpec
+from unet.sources.file import File, open_file, to_open
 from unet.sources.image import UNUSED, Found, choose_level, level_factor
 
 Where = tuple[slice, ...]
@@ -43,7 +43,7 @@ class TiffPixels:
     def __init__(self, path: str, tif: tifffile.TiffFile, level: tifffile.TiffPageSeries) -> None:
         self._path, self._tif, self._level = path, tif, level
         self._lock = threading.Lock()
-        self._files: dict[str, int] = {}
+        self._files: dict[str, File] = {}
         keyframe = level.keyframe
         self.shape: Sizes = tuple(level.get_shape(False))
         self.dtype = np.dtype(level.dtype).newbyteorder("=")
@@ -74,7 +74,7 @@ class TiffPixels:
         """Close every file that was opened."""
         self._tif.close()
         for file in self._files.values():
-            os.close(file)
+            file.close()
         self._files.clear()
 
     def _to_plane(self, where: Where) -> Where:
@@ -98,16 +98,18 @@ class TiffPixels:
         touched = [
             range(s.start // p, -(-s.stop // p)) for s, p in zip(where, self._piece, strict=True)
         ]
-        for position in product(*touched):
-            piece = self._decode(page, int(np.ravel_multi_index(position, counts)))
+        positions = list(product(*touched))
+        segments = [int(np.ravel_multi_index(position, counts)) for position in positions]
+        encoded = self._encoded(page, segments)
+        for position, segment, data in zip(positions, segments, encoded, strict=True):
+            piece = self._decode(page, segment, data)
             if piece is not None:
                 origin = [p * n for p, n in zip(position, self._piece, strict=True)]
                 _paste(piece, origin, into, where)
 
-    def _decode(self, page: Any, segment: int) -> NDArray[np.generic] | None:
+    def _decode(self, page: Any, segment: int, data: bytes | None) -> NDArray[np.generic] | None:
         """One decoded piece as (1, z, y, x, samples); None where the format leaves it out."""
         path, keyframe = page.parent.filehandle.path, page.keyframe
-        data = self._encoded(page, path, segment)
         try:
             piece, _, _ = keyframe.decode(
                 data, segment, jpegtables=page.jpegtables, jpegheader=keyframe.jpegheader
@@ -120,41 +122,45 @@ class TiffPixels:
             ) from error
         return None if piece is None else piece[np.newaxis]
 
-    def _encoded(self, page: Any, path: str, segment: int) -> bytes | None:
-        if segment >= len(page.dataoffsets) or segment >= len(page.databytecounts):
+    def _encoded(self, page: Any, segments: list[int]) -> Iterator[bytes | None]:
+        """The bytes of each piece as they are in the file; None where the format leaves it out."""
+        path = page.parent.filehandle.path
+        listed = min(len(page.dataoffsets), len(page.databytecounts))
+        if max(segments, default=-1) >= listed:
             raise SourceError(
-                f"{path}: page {page.index} lists {len(page.dataoffsets)} tiles or strips, and "
-                f"number {segment} is needed. The file is damaged; copy it again."
+                f"{path}: page {page.index} lists {listed} tiles or strips, and number "
+                f"{max(segments)} is needed. The file is damaged; copy it again."
             )
-        offset, count = page.dataoffsets[segment], page.databytecounts[segment]
-        if offset <= 0 or count <= 0:
-            return None
-        data = os.pread(self._file(path), count, offset)
-        while len(data) < count:  # the system reads at most 2 GiB at once
-            more = os.pread(self._file(path), count - len(data), offset + len(data))
-            if not more:
-                raise _short(path, offset + count)
-            data += more
-        return data
+        ranges = [(page.dataoffsets[segment], page.databytecounts[segment]) for segment in segments]
+        there = [(offset, count) for offset, count in ranges if offset > 0 and count > 0]
+        end = max((offset + count for offset, count in there), default=0)
+        found = self._file(path, end).pieces(there)
+        for offset, count in ranges:
+            yield next(found) if offset > 0 and count > 0 else None
 
     def _mapped(
         self, tif: tifffile.TiffFile, offset: int, shape: Sizes, where: Where
     ) -> NDArray[np.generic]:
         """A copy of part of uncompressed data; the map lives no longer than the read."""
         path, end = tif.filehandle.path, offset + math.prod(shape) * self.dtype.itemsize
-        if os.fstat(self._file(path)).st_size < end:
-            raise _short(path, end)
-        mapped = np.memmap(path, self.dtype.newbyteorder(tif.byteorder), "r", offset, shape)
-        return np.array(mapped[where], dtype=self.dtype)
+        dtype = self.dtype.newbyteorder(tif.byteorder)
+        return self._file(path, end).box(dtype, offset, shape, where)
 
-    def _file(self, path: str) -> int:
+    def _file(self, path: str, end: int) -> File:
+        """An open file that reaches to byte `end`."""
         with self._lock:
             if path not in self._files:
                 try:
-                    self._files[path] = os.open(path, os.O_RDONLY)
+                    self._files[path] = open_file(path)
                 except OSError as error:
                     raise SourceError(f"{path} cannot be opened ({error}).") from error
-            return self._files[path]
+            file = self._files[path]
+        if end > file.size:
+            raise SourceError(
+                f"{path} ends at byte {file.size}, but its image reaches to byte {end}. It was "
+                "probably cut short by a copy or a full disk; copy it again and compare the sizes."
+            )
+        return file
 
     def _page(self, index: int) -> Any:
         """Page `index` of the level, loaded from the file if it is not yet."""
@@ -184,16 +190,14 @@ class TiffPixels:
         for index in {0, math.prod(self.shape[: self._leading]) - 1} if 0 not in self.shape else ():
             page = self._page(index)
             ends = [a + b for a, b in zip(page.dataoffsets, page.databytecounts, strict=False)]
-            path = page.parent.filehandle.path
-            if max(ends, default=0) > os.fstat(self._file(path)).st_size:
-                raise _short(path, max(ends))
+            self._file(page.parent.filehandle.path, max(ends, default=0))
 
 
 def find_tiff(spec: SourceSpec) -> Found:
     """The level of a TIFF file that `spec` asks for."""
     with ExitStack() as opened:  # closes what is open unless all goes well
         try:
-            tif = opened.enter_context(tifffile.TiffFile(spec.path))
+            tif = opened.enter_context(tifffile.TiffFile(to_open(spec.path)))
             series = tif.series
             if not series:
                 raise tifffile.TiffFileError("it holds no image")
@@ -389,10 +393,3 @@ def _paste(
         target.append(slice(first - box.start, last - box.start))
         source.append(slice(first - start, last - start))
     out[tuple(target)] = piece[tuple(source)]
-
-
-def _short(path: str, needed: int) -> SourceError:
-    return SourceError(
-        f"{path} ends at byte {Path(path).stat().st_size}, but its image reaches to byte {needed}. "
-        "It was probably cut short by a copy or a full disk; copy it again and compare the sizes."
-    )

@@ -7,14 +7,18 @@ array says its axes only in Zarr v3, by `dimension_names`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import zarr
 from numpy.typing import NDArray
+from zarr.storage import ObjectStore
 
 from unet.errors import SourceError
 from unet.geometry import Sizes
+from unet.location import locate
+from unet.server import told
 from unet.sources.base import SourceSpec
 from unet.sources.image import Found, choose_level, stated_axes
 from unet.sources.units import micrometres
@@ -35,13 +39,14 @@ class ZarrPixels:
 
     def read(self, where: tuple[slice, ...]) -> NDArray[np.generic]:
         """The pixels at `where`."""
-        try:
-            return np.asarray(self._array[where], dtype=self.dtype)
-        except DAMAGED as error:
-            raise SourceError(
-                f"{self._path}: array {self._array.path!r} cannot be read at {where} ({error}). "
-                "A chunk is damaged or was cut short; copy the image again."
-            ) from error
+        with told(self._path):
+            try:
+                return np.asarray(self._array[where], dtype=self.dtype)
+            except DAMAGED as error:
+                raise SourceError(
+                    f"{self._path}: array {self._array.path!r} cannot be read at {where} "
+                    f"({error}). A chunk is damaged or was cut short; copy the image again."
+                ) from error
 
     def close(self) -> None:
         """Zarr opens chunks one by one and keeps none open."""
@@ -90,14 +95,17 @@ def _find_level(spec: SourceSpec, group: zarr.Group, prefix: str) -> Found:
 
 
 def _open(path: str, inside: str = "") -> zarr.Array[Any] | zarr.Group:
-    try:
-        return zarr.open(path, path=inside, mode="r")
-    except DAMAGED as error:
-        raise SourceError(
-            f"{path}: Zarr cannot open {repr(inside) if inside else 'the image'} ({error}). Its "
-            "metadata are missing or damaged, or it uses a codec that is not installed; copy or "
-            "write it again."
-        ) from error
+    where = locate(path)
+    store = where if isinstance(where, Path) else ObjectStore(where.objects())
+    with told(where):
+        try:
+            return zarr.open(store, path=inside, mode="r")
+        except DAMAGED as error:
+            raise SourceError(
+                f"{path}: Zarr cannot open {repr(inside) if inside else 'the image'} ({error}). "
+                "Its metadata are missing or damaged, or it uses a codec that is not installed; "
+                "copy or write it again."
+            ) from error
 
 
 def _ome(group: zarr.Group) -> Mapping[str, Any]:

@@ -15,7 +15,6 @@ import io
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +23,7 @@ from unet import cluster, ome, store
 from unet.errors import SourceError
 from unet.geometry import Box, Sizes, block_box, grow_block, round_up
 from unet.layout import BLOCK_PIXELS, image_chunk, image_layout
+from unet.location import check, locate, version
 from unet.manifest import fingerprint, write_manifest, write_whole
 from unet.model_folder import find_model
 from unet.plan import ImageRef
@@ -34,6 +34,7 @@ from unet.workspace import Target, Workspace, finish
 
 LARGEST_PIECE = 1 << 30
 HISTOGRAMS = "histograms.npy"
+IMAGE = "image.ome.zarr"
 READERS = 1  # counted up when a reader gives other pixels than before
 DIGEST_BYTES = hashlib.sha256().digest_size
 
@@ -64,7 +65,7 @@ class CopyJob:
     def open(self) -> Callable[[int], int]:
         """Open the source on a worker; it is read by several threads at once."""
         source = open_source(self.source)
-        target = store.open_pixels(Path(self.image.store), self.image.array, self.image.axes)
+        target = store.open_pixels(locate(self.image.store), self.image.array, self.image.axes)
 
         def copy(index: int) -> int:
             box = block_box(index, self.image.shape, self.block)
@@ -129,6 +130,8 @@ def run(
 
     Raises SourceError and ModelError, before anything is written, for what cannot be used.
     """
+    check(locate(spec.path))
+    check(place.home, to_write=True)
     source = open_source(spec)
     try:
         if model is not None:
@@ -136,7 +139,8 @@ def run(
         image, block = _located(source, spec, place)
         with cluster.connect(machines) as client:
             if source.in_place is None:
-                _copy(spec, image, block, client, machines)
+                job = CopyJob(f"ingest {place.name}", _absolute(spec), image.absolute(), block)
+                _copy(job, place, client, machines)
             image, ingested = _survey(image, block, place, client, machines)
     finally:
         source.close()
@@ -149,12 +153,11 @@ def _located(source: Source, spec: SourceSpec, place: Workspace) -> tuple[ImageR
     pieces = _grid_sizes(source.chunks)
     there = source.in_place
     if there is None:
-        files = [(path, Path(path).stat()) for path in source_files(spec.path)]
-        identity = [[path, stat.st_size, stat.st_mtime_ns] for path, stat in files]
+        identity = [[path, *version(locate(path))] for path in source_files(spec.path)]
         # A corrected pixel size is no other image, unless it is what chooses the level.
         read_as = spec if spec.level_pixel_size else replace(spec, pixel_size=None)
         work = place.work("ingest", fingerprint(read_as, identity, READERS))
-        store_path, array, axes, channels = str(work / "image.ome.zarr"), "0", source.axes, None
+        store_path, array, axes, channels = str(work / IMAGE), "0", source.axes, None
         # A block that asks the source to decode no piece twice, if it can be.
         piece = tuple(round_up(p, c) for p, c in zip(pieces, image_chunk(shape), strict=True))
         _refuse_large(piece, source, spec.path)
@@ -189,26 +192,19 @@ def _refuse_large(piece: Sizes, source: Source, path: str) -> None:
 
 
 def _copy(
-    spec: SourceSpec,
-    image: ImageRef,
-    block: Sizes,
-    client: cluster.Client,
-    machines: cluster.Machines,
+    job: CopyJob, place: Workspace, client: cluster.Client, machines: cluster.Machines
 ) -> None:
-    group = Path(image.store)
+    image, block = job.image, job.block
+    group = locate(image.store)
     store.sweep(group)
     channels = len(image.channel_names)
     layout = image_layout(image.axes, image.shape, channels, image.dtype, block)
-    described = ome.multiscales(group.stem, image.axes, image.pixel_size, [(1,) * 4], "mean")
-    store.write_attributes(group, described)
-    target = Target(store.create(group, image.array, layout), block, group.parent / "ledger")
-    count = store.block_count(image.shape, block)
-    job = CopyJob(
-        f"ingest {group.parent.parent.parent.name}",
-        replace(spec, path=str(Path(spec.path).absolute())),
-        image.absolute(),
-        block,
+    described = ome.multiscales(
+        IMAGE.removesuffix(".zarr"), image.axes, image.pixel_size, [(1,) * 4], "mean"
     )
+    store.write_attributes(group, described)
+    target = Target(store.create(group, image.array, layout), block, place.ledger(group.parent))
+    count = store.block_count(image.shape, block)
     finish(client, job, target, range(count), "ingest", machines.in_flight, math.prod(image.shape))
 
 
@@ -252,6 +248,10 @@ def _survey(
     write_whole(place.root / HISTOGRAMS, content.getvalue())
     image = replace(image, span=(min(low), max(high)), digest=digest)
     return image, Ingested(image, HISTOGRAMS, bins)
+
+
+def _absolute(spec: SourceSpec) -> SourceSpec:
+    return replace(spec, path=str(locate(spec.path).absolute()))
 
 
 def _grid_sizes(five: Sizes) -> Sizes:

@@ -12,7 +12,6 @@ import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,6 +20,7 @@ from unet import cluster, store
 from unet.errors import DeviceError, ModelError
 from unet.geometry import read_mirrored, slab_range
 from unet.inference import Inference, WindowRunner
+from unet.location import locate
 from unet.manifest import write_manifest
 from unet.model_folder import find_model
 from unet.plan import Plan
@@ -45,20 +45,20 @@ class PredictJob:
 
     store    group of the probabilities
     device   "gpu", "cpu", or "auto": a GPU where the worker sees one
-    threads  of torch, on a CPU
+    threads  of torch, on a CPU; None for the cores of the worker
     """
 
     name: str
     plan: Plan
     store: str
     device: str
-    threads: int
+    threads: int | None
 
     def open(self) -> Callable[[int], int]:
         """Load the network on a worker and open its stores."""
         plan, image = self.plan, self.plan.image
         source = store.open_image(image)
-        target = store.open_pixels(Path(self.store), "0", plan.axes)
+        target = store.open_pixels(locate(self.store), "0", plan.axes)
         runner = self.runner()
         device = threading.Lock()
 
@@ -80,7 +80,7 @@ class PredictJob:
     def runner(self) -> WindowRunner:
         """What turns the pixels of a block into probabilities."""
         plan = self.plan
-        torch.set_num_threads(self.threads)
+        torch.set_num_threads(self.threads or cluster.cores_of_worker())
         spec = find_model(plan.model)
         if spec.fingerprint != plan.model_fingerprint:
             raise ModelError(
@@ -116,12 +116,14 @@ def run(place: Workspace, slab: int, slabs: int, machines: cluster.Machines, dev
     refuse_changed(plan.image)
     target = probabilities(plan, place)
     blocks = slab_range(slab, slabs, plan.blocks)
+    # A light network runs in as many processes as fit in the memory that one may use.
+    machines = machines.at_least(plan.memory // plan.worker_bytes)
     job = PredictJob(
         name=f"predict {place.name} {slab + 1}/{slabs} {plan.fingerprint}",
         plan=plan.absolute(),
         store=str(probabilities_group(plan, place).absolute()),
         device=device,
-        threads=max(1, machines.cores // machines.workers),
+        threads=None if machines.address else max(1, machines.cores // machines.workers),
     )
     pixels = math.prod(plan.image.shape) * len(blocks) // plan.blocks
     writer = f"slab-{slab + 1}-of-{slabs}"

@@ -41,10 +41,8 @@ def run(place: Workspace, model: str, request: Request, slabs: int) -> Plan:
     )
     plan = make_plan(
         image=ingested.image,
-        architecture=spec.architecture,
-        model=(str(spec.folder), spec.fingerprint),
+        model=spec,
         affine=(tuple(offset), tuple(scale)),
-        classes=spec.classes,
         request=request,
         slabs=slabs,
     )

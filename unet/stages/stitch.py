@@ -1,26 +1,29 @@
 """stitch: from the probabilities of all blocks to the full-size mask, in one OME-Zarr.
 
 First it proves that every block is there: a hole is an error that names it. Then each block becomes
-mask, both image and mask get their smaller levels, and the finished store takes the place of an
-earlier one by renaming, so that whoever opens the result sees a whole one.
+mask, both image and mask get their smaller levels, and the metadata of their group, without which
+nothing opens it, are written last. On a disk the finished store then takes the place of an earlier
+one by renaming. Behind a URL it was built where it ends, in a folder of its own run, and an earlier
+one stays where it is. So whoever opens the result sees a whole one.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from unet import cluster, ome, store
 from unet.decision import decide
 from unet.errors import ConfigError, StoreError
 from unet.geometry import Sizes, block_box
 from unet.layout import Layout, image_block, image_layout, pyramid
+from unet.location import Location, RemotePath, files, link_tree, locate
 from unet.manifest import fingerprint, write_manifest
 from unet.plan import RESULTS, ImageRef, Plan
 from unet.pyramid import LevelJob
@@ -31,6 +34,7 @@ from unet.workspace import Target, Workspace, finish, probabilities, probabiliti
 log = logging.getLogger(__name__)
 
 MASK = Path("labels", "mask")
+METADATA = "zarr.json"
 NAMED_HOLES = 5
 
 
@@ -68,8 +72,8 @@ class MaskJob:
     def open(self) -> Callable[[int], int]:
         """Open the probabilities and the mask on a worker."""
         plan = self.plan
-        found = store.open_pixels(Path(self.source), "0", plan.axes, mode="r")
-        target = store.open_pixels(Path(self.target), "0", plan.mask().axes)
+        found = store.open_pixels(locate(self.source), "0", plan.axes, mode="r")
+        target = store.open_pixels(locate(self.target), "0", plan.mask().axes)
 
         def decide_block(block: int) -> int:
             box = plan.box(block)
@@ -93,7 +97,7 @@ class ImageJob:
         """Open both images on a worker."""
         image = self.image
         source = store.open_image(image)
-        target = store.open_pixels(Path(self.target), "0", self.axes)
+        target = store.open_pixels(locate(self.target), "0", self.axes)
 
         def copy(block: int) -> int:
             box = block_box(block, image.shape, self.block)
@@ -121,18 +125,18 @@ def run(place: Workspace, choice: Choice, machines: cluster.Machines) -> None:
     image = replace(plan.image, store="", digest="")
     described = (plan.fingerprint, choice, place.name, image, plan.classes, RESULTS)
     work = place.work("stitch", fingerprint(*described))
-    store.sweep(work)
-    group = work / "result.ome.zarr"
-    if not _is_published(place, work.name):
+    group, result = place.built(work.name)
+    store.sweep(group)
+    if not _is_published(result, work.name):
+        (group / METADATA).unlink(missing_ok=True)
         with cluster.connect(machines) as client:
             builder = _Builder(place, plan, group, client, machines.in_flight)
-            if choice.image:
-                builder.image()
+            shown = builder.image() if choice.image else {}
             builder.mask(choice.threshold, probabilities_group(plan, place).absolute())
-        store.write_attributes(group, {"unet": {}})
-        store.write_attributes(group, {"unet": {"run": work.name, "files": _count_files(group)}})
-        publish(group, place)
-    manifest = Stitched(str(place.result), str(place.result / MASK), work.name)
+        made = {"run": work.name, "files": _count_files(group) + 1}
+        store.write_attributes(group, {**shown, "unet": made})
+        publish(group, result)
+    manifest = Stitched(str(result), str(result / MASK), work.name)
     write_manifest(place.manifest("stitch"), manifest)
     log.info("%s: the mask is %s", place.name, manifest.mask)
 
@@ -152,19 +156,22 @@ def refuse_holes(plan: Plan, source: Target) -> None:
     )
 
 
-def publish(group: Path, place: Workspace) -> None:
+def publish(group: Location, result: Location) -> None:
     """Put a finished store in the place of the result: two renames, then the old one is deleted.
 
-    Killed between them, both stores are whole, and the next run does the second rename.
+    Killed between them, both stores are whole, and the next run does the second rename. A store
+    behind a URL is in its place.
     """
-    replaced = place.root / "work" / "replaced"
-    if place.result.exists():
+    if isinstance(group, RemotePath) or isinstance(result, RemotePath):
+        return
+    replaced = result.parent / "work" / "replaced"
+    if result.exists():
         shutil.rmtree(replaced, ignore_errors=True)
-        place.result.rename(replaced)
+        result.rename(replaced)
     try:
-        group.rename(place.result)
+        group.rename(result)
     except OSError:
-        replaced.rename(place.result)
+        replaced.rename(result)
         raise
     shutil.rmtree(replaced, ignore_errors=True)
 
@@ -173,7 +180,7 @@ class _Builder:
     """Makes the parts of the result in its group, each resumed where it was."""
 
     def __init__(
-        self, place: Workspace, plan: Plan, group: Path, client: cluster.Client, in_flight: int
+        self, place: Workspace, plan: Plan, group: Location, client: cluster.Client, in_flight: int
     ) -> None:
         self._place, self._plan, self._group = place, plan.absolute(), group.absolute()
         self._client, self._in_flight = client, in_flight
@@ -181,13 +188,13 @@ class _Builder:
         spacing = (size.get("z", size.get("x", 1.0)), size.get("y", 1.0), size.get("x", 1.0))
         self._levels = pyramid(plan.image.shape, spacing)
 
-    def image(self) -> None:
-        """The image, its smaller levels and its description."""
+    def image(self) -> dict[str, Any]:
+        """The image and its smaller levels. Returns its description."""
         image = self._plan.image
         axes = "".join(axis for axis in ORDER if axis in image.axes)
         channels = len(image.channel_names)
         if image.copied:
-            link_tree(Path(image.store) / image.array, self._group / "0")
+            link_tree(locate(image.store) / image.array, self._group / "0")
         else:
             block = image_block(image.shape)
             job = ImageJob(self._title("copy"), image, str(self._group), axes, block)
@@ -195,10 +202,9 @@ class _Builder:
             self._finish(job, self._group, 0, layout)
         self._pyramid(self._group, axes, channels, image.dtype, "mean")
         described = ome.multiscales(self._place.name, axes, image.pixel_size, self._levels, "mean")
-        shown = ome.with_channels(described, image.channel_names, image.span)
-        store.write_attributes(self._group, shown)
+        return ome.with_channels(described, image.channel_names, image.span)
 
-    def mask(self, threshold: float, probabilities: Path) -> None:
+    def mask(self, threshold: float, probabilities: Location) -> None:
         """The mask, its smaller levels and what its values mean."""
         plan, group = self._plan, self._group / MASK
         layout = plan.mask()
@@ -211,7 +217,7 @@ class _Builder:
         store.write_attributes(group, ome.with_label(described, plan.classes))
         store.write_attributes(group.parent, ome.label_list([MASK.name]))
 
-    def _pyramid(self, group: Path, axes: str, channels: int, dtype: str, kind: str) -> None:
+    def _pyramid(self, group: Location, axes: str, channels: int, dtype: str, kind: str) -> None:
         shape = self._plan.image.shape
         for level, (above, here) in enumerate(pairwise(self._levels), start=1):
             smaller = tuple(-(-n // f) for n, f in zip(shape, here, strict=True))
@@ -221,11 +227,12 @@ class _Builder:
             job = LevelJob(title, str(group), level, axes, block, factors, kind)
             self._finish(job, group, level, image_layout(axes, smaller, channels, dtype, block))
 
-    def _finish(self, job: cluster.Job, group: Path, level: int, layout: Layout) -> None:
+    def _finish(self, job: cluster.Job, group: Location, level: int, layout: Layout) -> None:
         pixels = store.create(group, str(level), layout)
         t, _, *zyx = layout.shard
         block = (t, *zyx)
-        ledger = self._group.parent / "ledgers" / group.name / str(level)
+        of_group = "image" if group == self._group else group.name
+        ledger = self._place.ledger(self._group.parent) / of_group / str(level)
         target = Target(pixels, block, ledger)
         blocks = range(store.block_count(pixels.grid_shape, block))
         size = math.prod(pixels.grid_shape)
@@ -235,26 +242,11 @@ class _Builder:
         return f"{what} {self._place.name} {self._plan.fingerprint}"
 
 
-def link_tree(source: Path, target: Path) -> None:
-    """Hard links to the files of a store, or copies where the file system knows no links."""
-
-    def link(file: str, copy: str) -> None:
-        if Path(copy).exists():
-            return
-        try:
-            os.link(file, copy)
-        except OSError:
-            shutil.copyfile(file, f"{copy}.partial")
-            Path(f"{copy}.partial").rename(copy)
-
-    shutil.copytree(source, target, copy_function=link, dirs_exist_ok=True)
-
-
-def _is_published(place: Workspace, run: str) -> bool:
+def _is_published(result: Location, run: str) -> bool:
     """Whether the result that is there is already the one of this run, and whole."""
-    recorded = store.read_attributes(place.result).get("unet")
-    return bool(recorded == {"run": run, "files": _count_files(place.result)})
+    recorded = store.read_attributes(result).get("unet")
+    return bool(recorded == {"run": run, "files": _count_files(result)})
 
 
-def _count_files(group: Path) -> int:
-    return sum(len(files) for _, _, files in os.walk(group))
+def _count_files(group: Location) -> int:
+    return sum(1 for _ in files(group))

@@ -12,7 +12,7 @@ from unet.config import checked
 from unet.errors import ConfigError, UserError
 from unet.geometry import Sizes
 from unet.model_folder import find_model
-from unet.sources import source_files
+from unet.sources import local_files
 from unet.sources.base import SourceSpec
 
 Range = tuple[int, int]
@@ -158,7 +158,7 @@ def read_training(raw: Mapping[str, Any], made: Collection[str] = ()) -> Trainin
         _check(training)
         for path in training.paths:
             if path not in made:
-                source_files(path)
+                local_files(path)
     except UserError as error:
         raise ConfigError(f"train: {error}") from error
     return training

@@ -1,4 +1,5 @@
 from dataclasses import asdict
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -7,7 +8,7 @@ from snakemake.exceptions import WorkflowError
 from unet.config import read_config
 from unet.errors import UserError
 from unet.model_folder import find_model
-from unet.sources import source_files
+from unet.sources import local_files
 from unet.training.config import read_training
 
 VERSION = version("unet-stitch")
@@ -45,8 +46,8 @@ CONFIG = checked_config()
 
 
 def files_of(path):
-    """The files of an image. Of very many slices the first: all are looked at when it runs."""
-    return [path] if path in DOWNLOADS else source_files(path)[:MANY_FILES]
+    """The local files of an image. Of very many slices the first: all are looked at as it runs."""
+    return [path] if path in DOWNLOADS else local_files(path)[:MANY_FILES]
 
 
 def checked_training():
@@ -108,7 +109,13 @@ def model_of(wildcards):
 
 
 def model_files(wildcards):
-    model = find_model(CONFIG.images[wildcards.image].model)
+    return files_of_model(model_of(wildcards))
+
+
+@cache
+def files_of_model(name):
+    """Of a hundred images with one model, it is looked at once."""
+    model = find_model(name)
     return [str(model.folder / "model.yaml"), str(model.weights)]
 
 

@@ -14,6 +14,7 @@ rule ingest:
         source=source_spec,
         model=model_of,
         scheduler=CONFIG.scheduler,
+        stores=CONFIG.stores,
         version=VERSION,
     script:
         "../../scripts/ingest.py"

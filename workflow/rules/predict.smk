@@ -15,6 +15,7 @@ rule predict:
     params:
         device=CONFIG.device,
         scheduler=CONFIG.scheduler,
+        stores=CONFIG.stores,
         version=VERSION,
     script:
         "../../scripts/predict.py"

@@ -14,6 +14,7 @@ rule split:
         model=model_of,
         request=asdict(CONFIG.request),
         slabs=len(gather.slab("{scatteritem}")),
+        stores=CONFIG.stores,
         version=VERSION,
     script:
         "../../scripts/split.py"

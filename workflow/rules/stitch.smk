@@ -15,6 +15,7 @@ rule stitch:
         threshold=CONFIG.threshold,
         image=CONFIG.with_image,
         scheduler=CONFIG.scheduler,
+        stores=CONFIG.stores,
         version=VERSION,
     script:
         "../../scripts/stitch.py"

@@ -1,0 +1,613 @@
+"""S3 and web servers, against a real one: SeaweedFS on loopback, started once for these tests."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import imagecodecs
+import numpy as np
+import pytest
+import tifffile
+import zarr
+from conftest import REPOSITORY, files_in, picture
+from hypothesis import given
+from hypothesis import strategies as st
+from support import GENEROUS, ONE_CORE, run_stages
+from zarr.storage import ObjectStore
+
+from unet import ome, server
+from unet.cluster import Machines, connect
+from unet.config import read_config
+from unet.console import told
+from unet.errors import ConfigError, ServerError, SourceError, StoreError, UserError
+from unet.geometry import Box
+from unet.ledger import Ledger, recorded
+from unet.location import RemotePath, files, locate
+from unet.manifest import read_manifest
+from unet.plan import Request
+from unet.sources import open_source
+from unet.sources.base import SourceSpec
+from unet.sources.file import RemoteFile
+from unet.stages import ingest, predict, split, stitch
+from unet.workspace import Workspace, probabilities, probabilities_group
+
+CUT = {"shard": (64, 64), "chunk": (32, 32), "core": (32, 64)}
+KEY, SECRET = "key-of-the-test", "Secret/of+the+test"
+SCRIPTS = REPOSITORY / "tests"
+SCHEMA = REPOSITORY / "workflow" / "schemas" / "config.schema.yaml"
+
+
+@dataclass(frozen=True)
+class Server:
+    """The server of these tests; its web port serves buckets too, as /buckets/<bucket>/<key>."""
+
+    folder: Path
+    port: int
+
+    def run(self, script: str, *arguments: str) -> None:
+        environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("AWS_")},
+            "S3_TEST_DIR": str(self.folder),
+            "S3_TEST_PORT": str(self.port),
+            "S3_TEST_KEY": KEY,
+            "S3_TEST_SECRET": SECRET,
+            "WEED": str(Path(sys.executable).with_name("weed")),
+        }
+        command = ["bash", str(SCRIPTS / script), *arguments]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+    def kill(self) -> None:
+        os.kill(int((self.folder / "weed.pid").read_text()), 9)
+
+    @property
+    def settings(self) -> dict[str, str]:
+        return {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.port}",
+            "AWS_ACCESS_KEY_ID": KEY,
+            "AWS_SECRET_ACCESS_KEY": SECRET,
+            "AWS_REGION": "us-east-1",
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }
+
+
+def free_port() -> int:
+    """The first of four ports that are free, as are those 10000 above them."""
+    for port in range(18400, 28000, 8):
+        with ExitStack() as opened:
+            try:
+                for wanted in (*range(port, port + 4), *range(port + 10000, port + 10004)):
+                    opened.enter_context(socket.socket()).bind(("127.0.0.1", wanted))
+            except OSError:
+                continue
+            return port
+    raise RuntimeError("no free ports")
+
+
+@pytest.fixture(scope="module")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    started = Server(tmp_path_factory.mktemp("s3"), free_port())
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("AWS_")]:
+            patch.delenv(name)
+        for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+            patch.setenv(name, str(started.folder / "none"))
+        for name, value in started.settings.items():
+            patch.setenv(name, value)
+        started.run("start-s3.sh")
+        yield started
+        started.run("stop-s3.sh", "--purge")
+
+
+@pytest.fixture
+def bucket(s3: Server, request: pytest.FixtureRequest) -> RemotePath:  # noqa: ARG001
+    """A bucket of the test's own; the server makes it with its first object."""
+    server.client.cache_clear()
+    name = re.sub("[^a-z0-9]+", "-", request.node.name.lower()).strip("-")[:63]
+    made = locate(f"s3://{name}")
+    assert isinstance(made, RemotePath)
+    (made / "made").write_bytes(b"")
+    (made / "made").unlink(missing_ok=True)
+    return made
+
+
+@pytest.fixture(scope="module")
+def machines(s3: Server) -> Iterator[Machines]:  # noqa: ARG001
+    """A worker that has the keys in its environment."""
+    with connect(ONE_CORE) as client:
+        yield Machines.for_data(client.scheduler.address, 1)
+
+
+@pytest.fixture(scope="module")
+def pixels():
+    return picture(150, 210)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory, pixels):
+    path = tmp_path_factory.mktemp("source") / "image.tif"
+    tifffile.imwrite(path, pixels, tile=(64, 64), compression="zlib")
+    return SourceSpec(str(path), pixel_size={"y": 0.5, "x": 0.5})
+
+
+@pytest.fixture(scope="module")
+def on_disk(tmp_path_factory, source, tiny_model, machines):
+    """An undisturbed run on the disk: what all others are compared with."""
+    place = Workspace(tmp_path_factory.mktemp("disk") / "image")
+    run_stages(source, tiny_model, place, machines=machines, **CUT)
+    return place
+
+
+def objects_in(folder: Any) -> dict[str, bytes]:
+    return {entry.path: (folder / entry.path).read_bytes() for entry in files(folder)}
+
+
+def upload(folder: Path, target: RemotePath) -> RemotePath:
+    for name, content in files_in(folder).items():
+        (target / name).write_bytes(content)
+    return target
+
+
+def stores(place: Workspace) -> dict[str, bytes]:
+    """Every byte of the ingested image, the probabilities and the result, wherever they lie."""
+    result = locate(read_manifest(place.manifest("stitch"), stitch.Stitched).result)
+    found = {f"result/{name}": content for name, content in objects_in(result).items()}
+    for name, content in objects_in(place.home / "work").items():
+        folder, _, rest = name.partition("/")
+        if folder.startswith(("ingest", "predict")) and not rest.startswith("ledger"):
+            found[f"{folder}/{rest}"] = content
+    return found
+
+
+def on_s3(bucket: RemotePath, root: Path) -> Workspace:
+    return Workspace(root / "image", f"{bucket}/stores")
+
+
+def opened(result: RemotePath, array: str) -> Any:
+    return zarr.open_array(ObjectStore(result.objects()), path=array, mode="r")
+
+
+# --- What a path or URL is ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a/b.tif", Path("a/b.tif")),
+        ("~/b.tif", Path.home() / "b.tif"),
+        ("file:///a/b%20c.tif", Path("/a/b c.tif")),
+        ("file://localhost/a", Path("/a")),
+        ("a/http://x", Path("a/http:/x")),
+        ("s3://bucket", RemotePath("s3://bucket", "")),
+        ("s3://bucket/a%20/b c.zarr/", RemotePath("s3://bucket", "a%20/b c.zarr")),
+        ("https://host:81/a%20b.tif", RemotePath("https://host:81", "a b.tif")),
+    ],
+)
+def test_a_path_or_url_is_located(text, expected):
+    assert locate(text) == expected
+    assert locate(str(expected)) == expected
+
+
+SECRET_URLS = [
+    f"s3://{KEY}:{SECRET}@bucket/image.tif",
+    f"s3://{SECRET}@bucket/image.tif",
+    f"https://{KEY}:{SECRET}@host/image.tif",
+    f"https://host/image.tif?X-Amz-Signature={SECRET}",
+    f"gs://{SECRET}/image.tif",
+    f"s3://bucket/../{SECRET}",
+    f"s3://bucket//{SECRET}",
+    f"file://{SECRET}/image.tif",
+]
+
+
+@pytest.mark.parametrize("url", SECRET_URLS)
+def test_a_url_that_may_hold_a_secret_is_refused_and_not_repeated(url, tiny_model):
+    images = [{"name": "a", "path": url, "model": str(tiny_model.folder)}]
+    with pytest.raises(ConfigError, match=r"^images\[0\] \(a\): Expected a ") as refused:
+        read_config({"images": images}, SCHEMA)
+    images[0]["path"] = "s3://bucket/a.tif"
+    with pytest.raises(ConfigError, match=r"^stores: Expected a ") as refused_too:
+        read_config({"images": images, "stores": url}, SCHEMA)
+    for said in (str(refused.value), str(refused_too.value)):
+        assert KEY not in said
+        assert SECRET not in said
+
+
+def test_the_configuration_resolves_paths_and_asks_no_server(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a b.npy").touch()
+    paths = {"home": "~/a b.npy", "file": f"file://{tmp_path}/a%20b.npy", "s3": "s3://no/such"}
+    images = [
+        {"name": name, "path": path, "model": str(tiny_model.folder)}
+        for name, path in paths.items()
+    ]
+    config = read_config({"images": images, "stores": "s3://no/stores/"}, SCHEMA)
+    found = {name: image.source.path for name, image in config.images.items()}
+    assert found == {**dict.fromkeys(("home", "file"), f"{tmp_path}/a b.npy"), "s3": "s3://no/such"}
+    assert config.stores == "s3://no/stores"
+
+
+def test_stores_are_not_written_to_a_web_server(tiny_model):
+    images = [{"name": "a", "path": "s3://bucket/a.tif", "model": str(tiny_model.folder)}]
+    with pytest.raises(ConfigError, match="a web server is read only"):
+        read_config({"images": images, "stores": "https://host/stores"}, SCHEMA)
+
+
+def test_the_usual_files_of_aws_are_read_where_the_environment_is_silent(tmp_path, monkeypatch):
+    (tmp_path / "config").write_text("[profile lab]\nregion = eu-1\nendpoint_url = http://h:1\n")
+    (tmp_path / "credentials").write_text(
+        "[lab]\naws_access_key_id = a\naws_secret_access_key = %b\n[default]\nregion = no\n"
+    )
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    monkeypatch.setenv("AWS_PROFILE", "lab")
+    keys = {"access_key_id": "a", "secret_access_key": "%b"}
+    of_server = {"region": "eu-1", "endpoint_url": "http://h:1"}
+    assert server._of_aws_files() == {**keys, **of_server}
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "other")
+    assert server._of_aws_files() == of_server
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://other")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "other")
+    assert server._of_aws_files() == {}
+    (tmp_path / "credentials").write_text(f"{SECRET}\n")
+    with pytest.raises(ConfigError, match="to be a file of AWS settings") as refused:
+        server._of_aws_files()
+    assert SECRET not in str(refused.value)
+
+
+# --- Reading --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def formats(tmp_path_factory):
+    """One file of each kind, with (y, x) or (z, y, x) uint16 pixels."""
+    folder = tmp_path_factory.mktemp("formats")
+    plane, stack = picture(150, 210, dtype="uint16"), picture(5, 60, 70, dtype="uint16")
+    tifffile.imwrite(folder / "tiled.tif", plane, tile=(64, 64), compression="zlib")
+    tifffile.imwrite(folder / "plain.tif", plane, byteorder=">")
+    tifffile.imwrite(folder / "imagej.tif", stack, imagej=True, metadata={"axes": "ZYX"})
+    with tifffile.TiffWriter(folder / "pyramid.ome.tif") as tif:
+        tif.write(plane, tile=(64, 64), subifds=1, compression="zlib")
+        tif.write(plane[::2, ::2], tile=(64, 64), subfiletype=1, compression="zlib")
+    np.save(folder / "c.npy", plane)
+    np.save(folder / "fortran.npy", np.asfortranarray(plane))
+    (folder / "grey.png").write_bytes(imagecodecs.png_encode(plane.astype("uint8")))
+    (folder / "slices").mkdir()
+    for z, one in enumerate(stack):
+        tifffile.imwrite(folder / "slices" / f"z_{z + 8}.tif", one)
+    zarr.create_array(folder / "own.zarr", data=plane, chunks=(50, 70), zarr_format=2)
+    described = ome.multiscales("image", "yx", {"y": 0.5, "x": 0.5}, [(1,) * 4], "mean")
+    zarr.create_group(folder / "image.ome.zarr", attributes=described)
+    zarr.create_array(folder / "image.ome.zarr/0", data=plane, chunks=(32, 32), shards=(64, 64))
+    return folder
+
+
+SPECS = {
+    "tiled.tif": {},
+    "plain.tif": {},
+    "imagej.tif": {},
+    "pyramid.ome.tif": {"level": 1},
+    "c.npy": {},
+    "fortran.npy": {},
+    "grey.png": {},
+    "slices": {},
+    "slices/z_*.tif": {},
+    "own.zarr": {},
+    "image.ome.zarr": {},
+}
+
+
+@pytest.fixture(scope="module")
+def uploaded(s3: Server, formats: Path) -> RemotePath:  # noqa: ARG001
+    return upload(formats, RemotePath("s3://formats", "in the/bucket"))
+
+
+def assert_reads_the_same(url: str, path: Path, said: dict[str, Any]) -> None:
+    local, remote = open_source(SourceSpec(str(path), **said)), open_source(SourceSpec(url, **said))
+    for name in ("axes", "shape", "dtype", "chunks", "pixel_size", "channel_names"):
+        assert getattr(remote, name) == getattr(local, name), name
+    t, _, z, y, x = local.shape
+    for box in (Box((0,) * 4, (t, z, y, x)), Box((0, z // 2, 7, 11), (t, z, y - 3, x - 20))):
+        assert np.array_equal(remote.read(box), local.read(box))
+    local.close()
+    remote.close()
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_every_format_is_read_from_s3_as_from_the_disk(name, uploaded, formats):
+    assert_reads_the_same(str(uploaded / name), formats / name, SPECS[name])
+
+
+@pytest.mark.parametrize("name", ["tiled.tif", "plain.tif", "c.npy", "grey.png"])
+def test_files_are_read_from_a_web_server_as_from_the_disk(name, uploaded, formats, s3):
+    url = f"http://127.0.0.1:{s3.port + 3}/buckets/formats/{uploaded.key}/{name}"
+    assert_reads_the_same(url.replace(" ", "%20"), formats / name, SPECS[name])
+
+
+def test_a_web_server_that_serves_no_parts_of_files_is_an_error(formats):
+    command = [sys.executable, "-um", "http.server", "0", "--bind", "127.0.0.1"]
+    with subprocess.Popen(
+        command, cwd=formats, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as web:
+        try:
+            (port,) = re.findall(r"port (\d+)", web.stdout.readline())
+            with pytest.raises(ServerError, match="serves them whole only"):
+                open_source(SourceSpec(f"http://127.0.0.1:{port}/tiled.tif"))
+            with pytest.raises(SourceError, match="does not exist: its server has no such file"):
+                open_source(SourceSpec(f"http://127.0.0.1:{port}/no.zarr"))
+        finally:
+            web.terminate()
+
+
+@given(st.data())
+def test_any_box_of_uncompressed_data_is_found_by_its_bytes(data):
+    """Rows, planes or single values: the runs of bytes that are asked for make up the box."""
+    shape = tuple(data.draw(st.lists(st.integers(1, 5), min_size=1, max_size=4), label="shape"))
+    where = []
+    for size in shape:
+        start = data.draw(st.integers(0, size))
+        where.append(slice(start, data.draw(st.integers(start, size))))
+    array = np.arange(np.prod(shape), dtype=">u2").reshape(shape)
+    content = b"header" + array.tobytes()
+
+    class InMemory:
+        def read_ranges(self, ranges):
+            return [content[start : start + count] for start, count in ranges]
+
+    file = RemoteFile.__new__(RemoteFile)
+    file.path = InMemory()
+    found = file.box(array.dtype, len(b"header"), shape, tuple(where))
+    assert np.array_equal(found, array[tuple(where)])
+    assert found.dtype == np.dtype("u2")
+
+
+def test_a_zarr_on_s3_is_read_in_place(
+    bucket, on_disk, pixels, source, tiny_model, machines, tmp_path
+):
+    zarr.create_array(tmp_path / "own.zarr", data=pixels, chunks=(50, 70), zarr_format=2)
+    image = upload(tmp_path / "own.zarr", bucket / "own.zarr")
+    before = objects_in(bucket)
+    place = Workspace(tmp_path / "image")
+    spec = SourceSpec(str(image), pixel_size=source.pixel_size)
+    run_stages(spec, tiny_model, place, machines=machines, **CUT)
+    assert objects_in(bucket) == before
+    assert not list((place.root / "work").glob("ingest-*"))
+    assert files_in(place.result / "labels") == files_in(on_disk.result / "labels")
+    assert np.array_equal(zarr.open_array(place.result / "0", mode="r")[...], pixels)
+    (image / "0.1").write_bytes((image / "0.0").read_bytes())
+    with pytest.raises(SourceError, match="changed since"):
+        predict.run(place, 0, 1, machines, "cpu")
+
+
+# --- Writing --------------------------------------------------------------------------------------
+
+
+def test_a_run_on_s3_gives_the_same_bytes_as_one_on_the_disk(
+    bucket, on_disk, source, tiny_model, machines, tmp_path
+):
+    """From S3 to S3: the copy of the image, the probabilities, the result; manifests stay here."""
+    (bucket / "raw" / "image.tif").write_bytes(Path(source.path).read_bytes())
+    place = on_s3(bucket, tmp_path)
+    spec = SourceSpec(f"{bucket}/raw/image.tif", pixel_size=source.pixel_size)
+    run_stages(spec, tiny_model, place, machines=machines, slabs=2, **CUT)
+    wanted = {re.sub("^(ingest)-[0-9a-f]+", r"\1", n): c for n, c in stores(on_disk).items()}
+    found = {re.sub("^(ingest)-[0-9a-f]+", r"\1", n): c for n, c in stores(place).items()}
+    assert found == wanted
+    assert len(wanted) > 30
+    here = {name.split("/")[0] for name in files_in(place.root)}
+    assert here == {"ingest.json", "histograms.npy", "split.json", "predict", "stitch.json", "work"}
+    assert all("/ledger/" in name for name in files_in(place.root / "work"))
+    before = objects_in(bucket)
+    run_stages(spec, tiny_model, place, machines=machines, slabs=2, **CUT)
+    assert objects_in(bucket) == before
+
+
+def test_stores_may_lie_on_another_disk(on_disk, source, tiny_model, machines, tmp_path):
+    place = Workspace(tmp_path / "here" / "image", str(tmp_path / "there"))
+    run_stages(source, tiny_model, place, machines=machines, **CUT)
+    assert place.result == tmp_path / "there" / "image" / "image.ome.zarr"
+    assert files_in(place.result) == files_in(on_disk.result)
+    assert all("/ledger/" in name for name in files_in(place.root / "work"))
+
+
+def test_a_hole_on_s3_is_an_error_and_only_its_block_is_done_again(
+    bucket, source, tiny_model, machines, tmp_path
+):
+    place = on_s3(bucket, tmp_path)
+    plan = run_stages(source, tiny_model, place, machines=machines, **CUT)
+    target = probabilities(plan, place)
+    before = stores(place)
+    target.pixels.shard_file(7, plan.block).unlink(missing_ok=True)
+    target.pixels.shard_file(3, plan.block).write_bytes(b"cut short")
+    with pytest.raises(StoreError, match=r"2 are missing or damaged: block 3 .*block 7 "):
+        stitch.run(place, stitch.Choice(threshold=0.4), machines)
+    with pytest.raises(StoreError, match=r"Expected the file s3://.*found none"):
+        target.pixels.read(plan.box(7))
+    recorded_before = list(recorded(target.ledger))
+    predict.run(place, 0, 1, machines, "cpu")
+    again = [block for block, _ in recorded(target.ledger)][len(recorded_before) :]
+    assert sorted(again) == [3, 7]
+    assert stores(place) == before
+
+
+def test_a_result_on_s3_is_whole_or_not_there(
+    bucket, source, tiny_model, machines, tmp_path, monkeypatch
+):
+    """A reader never opens a part; a failed run and a later one leave the earlier result whole."""
+    place = on_s3(bucket, tmp_path)
+    run_stages(source, tiny_model, place, machines=machines, **CUT)
+    first, _ = place.built(read_manifest(place.manifest("stitch"), stitch.Stitched).fingerprint)
+    before = objects_in(first)
+    reader = opened(first, "labels/mask/0")
+    seen = reader[...]
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("killed before the end")
+
+    choice = stitch.Choice(threshold=0.45)
+    with monkeypatch.context() as patch:
+        patch.setattr(stitch, "_count_files", lambda group: fail() if group != first else 0)
+        patch.setattr(stitch, "_is_published", lambda *_: False)
+        with pytest.raises(RuntimeError, match="killed before the end"):
+            stitch.run(place, choice, machines)
+    (second,) = {
+        name.split("/")[0]
+        for name in objects_in(place.home)
+        if name.startswith("stitch-") and not name.startswith(first.parent.name)
+    }
+    unfinished = place.home / second / "image.ome.zarr"
+    assert (unfinished / "labels/mask/0/zarr.json").exists()
+    with pytest.raises(FileNotFoundError):
+        zarr.open_group(ObjectStore(unfinished.objects()), mode="r")
+    assert objects_in(first) == before
+    stitch.run(place, choice, machines)
+    assert zarr.open_group(ObjectStore(unfinished.objects()), mode="r").attrs["unet"]["files"]
+    assert not np.array_equal(opened(unfinished, "labels/mask/0")[...], seen)
+    assert objects_in(first) == before
+    assert np.array_equal(reader[...], seen)
+
+
+def test_a_result_on_s3_that_lost_a_shard_is_made_whole(
+    bucket, source, tiny_model, machines, tmp_path
+):
+    place = on_s3(bucket, tmp_path)
+    run_stages(source, tiny_model, place, machines=machines, **CUT)
+    before = stores(place)
+    result = locate(read_manifest(place.manifest("stitch"), stitch.Stitched).result)
+    (result / "labels/mask/0/c/1/1").unlink(missing_ok=True)
+    stitch.run(place, stitch.Choice(), machines)
+    assert stores(place) == before
+
+
+# --- Servers that are away, and what is told ------------------------------------------------------
+
+
+def nothing_was_begun(place: Workspace) -> bool:
+    return not place.root.exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"AWS_SECRET_ACCESS_KEY": "Wrong/" + SECRET}, r"127.0.0.1:\d+ refused \(status 403\)"),
+        ({"AWS_ACCESS_KEY_ID": "wrong-" + KEY}, r"127.0.0.1:\d+ refused \(status 403\)"),
+        ({"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, "answer from http://127.0.0.1:9 for s3://"),
+        ({"AWS_ENDPOINT_URL": f"http://{KEY}:{SECRET}@h"}, "host in AWS_ENDPOINT_URL, and nothing"),
+        ({"AWS_ENDPOINT_URL": f"http://{KEY}:x@h:9"}, "host in AWS_ENDPOINT_URL, and nothing"),
+    ],
+)
+@pytest.mark.parametrize("end", ["input", "output"])
+def test_each_trouble_with_a_server_has_its_sentence_before_anything_is_begun(
+    settings, message, end, bucket, source, tmp_path, monkeypatch
+):
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("unet.location.FIRST_PATIENCE", timedelta(seconds=0.5))
+    place = on_s3(bucket, tmp_path) if end == "output" else Workspace(tmp_path / "image")
+    spec = source if end == "output" else SourceSpec(f"{bucket}/image.tif")
+    with pytest.raises(UserError, match=message) as refused:
+        ingest.run(spec, place, ONE_CORE)
+    chain: BaseException | None = refused.value
+    while chain is not None:
+        assert KEY not in str(chain)
+        assert SECRET not in str(chain)
+        chain = chain.__cause__ or (None if chain.__suppress_context__ else chain.__context__)
+    assert nothing_was_begun(place)
+
+
+def test_a_missing_bucket_and_a_missing_object_have_a_sentence_each(bucket, source, tmp_path):
+    missing = SourceSpec("s3://no-such-bucket/image.tif")
+    place = Workspace(tmp_path / "image")
+    with pytest.raises(ServerError, match="Expected the bucket of s3://no-such-bucket"):
+        ingest.run(missing, place, ONE_CORE)
+    with pytest.raises(ServerError, match="Expected the bucket of s3://no-such-bucket/a/image"):
+        ingest.run(source, Workspace(tmp_path / "image", "s3://no-such-bucket/a"), ONE_CORE)
+    with pytest.raises(SourceError, match=r"no-image\.tif does not exist: its server has no such"):
+        ingest.run(SourceSpec(f"{bucket}/no-image.tif"), place, ONE_CORE)
+    assert nothing_was_begun(place)
+
+
+def test_keys_that_are_nowhere_are_asked_for(bucket, monkeypatch):
+    """A cloud's machine asks a service on a fixed address for its keys, and none is here."""
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    monkeypatch.setenv("AWS_METADATA_ENDPOINT", "http://169.254.0.1:9")
+    monkeypatch.setattr("unet.location.FIRST_PATIENCE", timedelta(seconds=0.1))
+    with pytest.raises(ServerError, match=r"Expected keys for s3://.*and found none"):
+        ingest.check(bucket)
+
+
+def test_a_dry_run_asks_no_server_and_keys_are_written_nowhere(
+    bucket, source, tiny_model, run_workflow, tmp_path, monkeypatch
+):
+    (bucket / "image.tif").write_bytes(Path(source.path).read_bytes())
+    item = {"name": "image", "path": f"{bucket}/image.tif", "model": str(tiny_model.folder)}
+    config = {
+        "images": [item],
+        "stores": f"{bucket}/stores",
+        "split": {"shard": [64, 64], "chunk": [32, 32]},
+    }
+    with monkeypatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+        planned = run_workflow(config, tmp_path, "--dry-run")
+    assert planned.returncode == 0, planned.stderr
+    done = run_workflow(config, tmp_path)
+    assert done.returncode == 0, done.stderr
+    manifest = read_manifest(tmp_path / "results/image/stitch.json", stitch.Stitched)
+    assert manifest.mask.startswith(f"{bucket}/stores/image/stitch-")
+    assert f"the mask is {manifest.mask}" in done.stderr
+    assert opened(locate(manifest.mask), "0").shape == (150, 210)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "Wrong/" + SECRET)
+    log = tmp_path / "logs" / "failed.log"
+    with pytest.raises(SystemExit), told(str(log)):
+        ingest.run(SourceSpec(item["path"]), Workspace(tmp_path / "image"), ONE_CORE)
+    assert re.search(r"ServerError: .*refused \(status 403\)", log.read_text())
+    monkeypatch.undo()
+    written = [*files_in(tmp_path).values(), *objects_in(bucket).values()]
+    for content in (*written, done.stdout.encode(), done.stderr.encode()):
+        assert KEY.encode() not in content
+        assert SECRET.encode() not in content
+
+
+def test_a_run_rides_out_a_server_that_goes_and_comes_back(
+    bucket, on_disk, s3, source, tiny_model, machines, tmp_path, monkeypatch
+):
+    """Killed without warning; what waits longer than it may is told, and nothing is lost."""
+    place = on_s3(bucket, tmp_path)
+    ingest.run(source, place, machines)
+    plan = split.run(place, str(tiny_model.folder), Request(memory=GENEROUS, **CUT), 1)
+    target = probabilities(plan, place)
+    group = str(probabilities_group(plan, place))
+    do = predict.PredictJob("serial", plan, group, "cpu", threads=1).open()
+    with Ledger(target.ledger, "serial") as ledger:
+        for block in range(4):
+            ledger.add(block, do(block))
+        s3.kill()
+        with monkeypatch.context() as patch:
+            patch.setattr(server, "PATIENCE", timedelta(seconds=0.5))
+            server.client.cache_clear()
+            with pytest.raises(ServerError, match=rf"http://127.0.0.1:{s3.port} for s3://"):
+                predict.run(place, 0, 1, machines, "cpu")
+        server.client.cache_clear()
+        back = threading.Thread(target=s3.run, args=("start-s3.sh",))
+        back.start()
+        for block in range(4, 8):
+            ledger.add(block, do(block))
+        back.join()
+    predict.run(place, 0, 1, machines, "cpu")
+    stitch.run(place, stitch.Choice(), machines)
+    assert sorted(block for block, _ in recorded(target.ledger)) == list(range(12))
+    assert stores(place) == stores(on_disk)
