@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unet.metrics import Instances, Overlaps, Pixels, Tally, grown, instances, membranes
+from unet.picture import FOUND_ONLY, GAP, WANTED_ONLY, compared
 
 FOUND = np.array([[1, 1, 1, 0], [0, 0, 0, 0]], bool)
 WANTED = np.array([[0, 1, 1, 1], [0, 0, 0, 1]], bool)
@@ -133,6 +134,14 @@ def test_instances_of_three_classes_touch_and_are_two():
     classes = np.array([[0, 2, 1, 2, 2, 1, 2, 0]], np.uint8)
     assert instances(classes, 3).tolist() == [[0, 1, 1, 1, 2, 2, 2, 0]]
     assert instances((classes > 0).astype(np.uint8), 2).max() == 1
+
+
+def test_errors_are_drawn_in_their_colours():
+    """A pixel each: right, found only, missed, and neither."""
+    found, wanted = np.array([[1, 1, 0, 0]], bool), np.array([[1, 0, 1, 0]], bool)
+    drawn = compared(np.arange(4.0)[None, None], found, wanted)
+    assert drawn[0, -4:].tolist() == [[200] * 3, list(FOUND_ONLY), list(WANTED_ONLY), [0] * 3]
+    assert drawn[0, 4 + GAP : 8 + GAP, 0].tolist() == [255, 255, 0, 0]
 
 
 def test_planes_and_volumes_are_counted_apart():

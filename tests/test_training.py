@@ -271,6 +271,16 @@ def test_the_learning_rate_rises_and_falls():
     assert rates[-1] < 0.002
 
 
+def test_in_bfloat16_the_weights_stay_float32(folder, tmp_path):
+    training = asked(folder, precision="bfloat16", network={"width": 2, "depth": 1})
+    state = trained(training, tmp_path / "c")
+    assert {p.dtype for p in state.network.parameters()} == {torch.float32}
+    exact = trained(asked(folder, network={"width": 2, "depth": 1}), tmp_path / "d")
+    assert bits(state) != bits(exact)
+    losses = [[row["loss"] for row in of.curves] for of in (state, exact)]
+    assert np.allclose(*losses, rtol=0.05)
+
+
 def test_dropout_is_for_training_only(folder):
     network = fresh(
         asked(folder, network={"width": 2, "depth": 1, "dropout": 0.5}), 1, "cpu"

@@ -1,4 +1,7 @@
-"""Learning curves and validation images, drawn: an SVG and a PNG without a plotting library."""
+"""Learning curves and validation images, drawn: an SVG and a PNG.
+
+Why without a plotting library: panels of lines are text, and images side by side are an array.
+"""
 
 from __future__ import annotations
 

@@ -217,7 +217,7 @@ def _described(training: Training, split: Split, state: checkpoint.State) -> dic
         "pixel_size": training.pixel_size,
         "licence": training.licence,
         "source": (
-            f"snakemake train, {state.step} steps of {training.batch} windows of "
+            f"snakemake train: {state.step} steps with a batch of {training.batch}, windows of "
             f"{' x '.join(map(str, training.window))} pixels, {state.seconds / 60:.0f} minutes, "
             f"seed {training.seed}"
         ),

@@ -34,7 +34,7 @@ class Labelled:
 
     said       what the configuration says of it
     pixels     (C, Z, Y, X) float32, normalised
-    labels     (Z, Y, X) int32, as in the file
+    labels     (Z, Y, X) int32: instances from 1, 0 for none; of class masks the values in the file
     annotated  (Z, Y, X) bool
     """
 
