@@ -484,10 +484,10 @@ FULL = "Expected room on the disk, but it is full: .* What was done is kept: mak
 
 
 @contextmanager
-def small_disk(folder: Path) -> Iterator[None]:
+def small_disk(folder: Path, size: str = "2m") -> Iterator[None]:
     """A disk of 2 MB at `folder`; root may mount one, others where sudo asks for nothing."""
     sudo = [] if os.geteuid() == 0 else ["sudo", "-n"]
-    mount = [*sudo, "mount", "-t", "tmpfs", "-o", "size=2m,mode=777", "tmpfs", str(folder)]
+    mount = [*sudo, "mount", "-t", "tmpfs", "-o", f"size={size},mode=777", "tmpfs", str(folder)]
     if shutil.which(mount[0]) is None or subprocess.run(mount, check=False).returncode:
         pytest.skip("mounting a small disk needs root; the test with /dev/full needs no root")
     try:

@@ -154,7 +154,6 @@ class _Dispatch:
         self._successes = 0
         self._submissions = 0
         self._lonely_since: float | None = None
-        self._sent_away: WorkerError | None = None
 
     def all(self, blocks: Iterator[int], in_flight: int) -> None:
         """Do all blocks; what ends the run at once is raised."""
@@ -228,7 +227,7 @@ class _Dispatch:
         now = time.monotonic()
         self._lonely_since = self._lonely_since or now
         if now - self._lonely_since > PATIENCE_SECONDS:
-            raise self._sent_away or RunError(
+            raise RunError(
                 f"Expected at least one worker, but for {PATIENCE_SECONDS} s there was none: they "
                 f"ended, or could not start again. Look into their logs, start others, and run "
                 f"again: what was done is kept."
@@ -244,7 +243,8 @@ class _Dispatch:
             yield self._out.pop(future.key)[0], result
         for future in of_status.pop("error", []):
             yield self._out.pop(future.key)[0], _Failed(future.exception())
-        for future in of_status.pop("pending", []):  # its result died with its worker
+        # A result may die with its worker before it was fetched; its block is then done again.
+        for future in of_status.pop("lost", []) + of_status.pop("pending", []):
             future.add_done_callback(self._ended.put)
         if of_status:
             raise _no_scheduler()
@@ -267,12 +267,12 @@ class _Dispatch:
 
     def _send_away(self, turned: _TurnedAway) -> None:
         """Retire a worker for good; raises its error where no other is left."""
-        if turned.worker in self._client.nthreads():
+        there = self._client.nthreads()
+        if set(there) <= {turned.worker}:
+            raise turned.error
+        if turned.worker in there:
             log.error("the worker %s is sent away: %s", turned.worker, turned.error)
             self._client.retire_workers([turned.worker], close_workers=True)
-            self._sent_away = turned.error
-        if not self._client.nthreads():
-            raise turned.error
 
 
 def _tell_replaced(event: tuple[float, str]) -> None:
