@@ -330,13 +330,16 @@ def test_a_run_ends_where_every_worker_computes_something_else(tmp_path: Path) -
         do_blocks(Faulty("job", tmp_path, "wrong"), 20)
 
 
-def test_workers_that_die_at_their_start_are_not_started_for_ever(tmp_path: Path) -> None:
+def test_workers_that_die_at_their_start_are_not_started_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatch, "OWN_PATIENCE_SECONDS", 10)
     with pytest.raises(RunError, match="each worker that tried it died"):
         do_blocks(Faulty("job", tmp_path, "dies"), 20)
 
 
 def test_no_worker_is_waited_for_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dispatch, "PATIENCE_SECONDS", 1)
+    monkeypatch.setattr(dispatch, "OWN_PATIENCE_SECONDS", 1)
     with cluster.connect(ONE_CORE) as client:
         client.retire_workers(close_workers=True)
         with pytest.raises(RunError, match="at least one worker, but for 1 s there was none"):

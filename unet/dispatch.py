@@ -26,7 +26,16 @@ from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 from uuid import uuid4
 
-from distributed import Client, Future, KilledWorker, Worker, WorkerPlugin, get_worker
+from distributed import (
+    Client,
+    Future,
+    KilledWorker,
+    LocalCluster,
+    SpecCluster,
+    Worker,
+    WorkerPlugin,
+    get_worker,
+)
 
 from unet.errors import (
     ModelError,
@@ -44,6 +53,7 @@ RETRIES = 2
 MOST_FAILURES = 10  # of which more fail than end well: the cause is not in the blocks
 NAMED_FAILURES = 5
 PATIENCE_SECONDS = 600  # workers of a cluster may have to queue
+OWN_PATIENCE_SECONDS = 60  # but not those of this machine
 SECONDS_BETWEEN_LOOKS = 2.0
 SECONDS_BETWEEN_LINES = 5.0
 LEAST_LIMIT_SECONDS = 1800.0
@@ -226,10 +236,13 @@ class _Dispatch:
             return
         now = time.monotonic()
         self._lonely_since = self._lonely_since or now
-        if now - self._lonely_since > PATIENCE_SECONDS:
+        own = type(self._client.cluster) in (LocalCluster, SpecCluster)
+        patience = OWN_PATIENCE_SECONDS if own else PATIENCE_SECONDS
+        if now - self._lonely_since > patience:
+            last = "".join(f" Of block {b}: {_said(e)}." for b, e in list(self._failed.items())[:1])
             raise RunError(
-                f"Expected at least one worker, but for {PATIENCE_SECONDS} s there was none: they "
-                f"ended, or could not start again. Look into their logs, start others, and run "
+                f"Expected at least one worker, but for {patience} s there was none: they ended, "
+                f"or could not start again.{last} Look into their logs, start others, and run "
                 f"again: what was done is kept."
             )
 
