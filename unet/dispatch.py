@@ -19,7 +19,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from queue import Empty, SimpleQueue
@@ -147,9 +147,15 @@ def run(
     dispatched = _Dispatch(client, station.name, done)
     try:
         dispatched.all(blocks, in_flight)
+    except OSError as error:
+        # Dask's own errors of a lost connection carry no number of the system's.
+        if isinstance(error, UserError) or (error.errno and not isinstance(error, ConnectionError)):
+            raise
+        raise _no_scheduler() from error
     finally:
-        dispatched.cancel()
-        _leave(client, station.name)
+        with suppress(OSError):
+            dispatched.cancel()
+            _leave(client, station.name)
     dispatched.raise_failures()
 
 
