@@ -154,7 +154,7 @@ def test_gpus_are_taken_as_the_scheduler_named_them(monkeypatch):
         choose_devices("gpu", 3)
 
 
-def test_an_error_that_the_user_can_mend_ends_the_run_at_once(tmp_path):
+def test_an_error_of_every_block_ends_the_run_soon(tmp_path):
     class Refusing:
         name = "refusing"
 

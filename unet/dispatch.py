@@ -19,7 +19,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from queue import Empty, SimpleQueue
@@ -28,7 +28,16 @@ from uuid import uuid4
 
 import dask
 from dask.utils import parse_timedelta
-from distributed import Client, Future, KilledWorker, Worker, WorkerPlugin, get_worker
+from distributed import (
+    Client,
+    Future,
+    KilledWorker,
+    LocalCluster,
+    SpecCluster,
+    Worker,
+    WorkerPlugin,
+    get_worker,
+)
 
 from unet.errors import (
     ModelError,
@@ -48,6 +57,7 @@ MOST_FAILURES = 10  # of which more fail than end well: the cause is not in the 
 NAMED_FAILURES = 5
 PATIENCE = "distributed.scheduler.no-workers-timeout"  # in Dask's configuration; or else
 PATIENCE_SECONDS = 600  # since workers of a cluster may have to queue
+OWN_PATIENCE_SECONDS = 60  # but not those of this machine
 SECONDS_BETWEEN_LOOKS = 2.0
 SECONDS_BETWEEN_LINES = 5.0
 LEAST_LIMIT_SECONDS = 1800.0
@@ -151,9 +161,15 @@ def run(
     dispatched = _Dispatch(client, station.name, done)
     try:
         dispatched.all(blocks, in_flight)
+    except OSError as error:
+        # Dask's own errors of a lost connection carry no number of the system's.
+        if isinstance(error, UserError) or (error.errno and not isinstance(error, ConnectionError)):
+            raise
+        raise _no_scheduler() from error
     finally:
-        dispatched.cancel()
-        _leave(client, station.name)
+        with suppress(OSError):
+            dispatched.cancel()
+            _leave(client, station.name)
     dispatched.raise_failures()
 
 
@@ -168,7 +184,6 @@ class _Dispatch:
         self._successes = 0
         self._submissions = 0
         self._lonely_since: float | None = None
-        self._sent_away: WorkerError | None = None
 
     def all(self, blocks: Iterator[int], in_flight: int) -> None:
         """Do all blocks; what ends the run at once is raised."""
@@ -241,11 +256,16 @@ class _Dispatch:
             return
         now = time.monotonic()
         self._lonely_since = self._lonely_since or now
-        if now - self._lonely_since > patience():
-            raise self._sent_away or RunError(
-                f"Expected at least one worker, but for {patience():.0f} s there was none: they "
-                f"ended, or could not start again. Look into their logs, start others, and run "
-                f"again: what was done is kept."
+        own = type(self._client.cluster) in (LocalCluster, SpecCluster)
+        longest = OWN_PATIENCE_SECONDS if own else patience()
+        if now - self._lonely_since > longest:
+            last = "".join(
+                f" Of block {b}: {_said(e)}." for b, e in islice(self._failed.items(), 1)
+            )
+            raise RunError(
+                f"Expected at least one worker, but for {longest:.0f} s there was none: they "
+                f"ended, or could not start again.{last} Look into their logs, start others, "
+                f"and run again: what was done is kept."
             )
 
     def _results(self, ended: Iterable[Future[Any]]) -> Iterator[tuple[int, Any]]:
@@ -258,7 +278,8 @@ class _Dispatch:
             yield self._out.pop(future.key)[0], result
         for future in of_status.pop("error", []):
             yield self._out.pop(future.key)[0], _Failed(future.exception())
-        for future in of_status.pop("pending", []):  # its result died with its worker
+        # A result may die with its worker before it was fetched; its block is then done again.
+        for future in of_status.pop("lost", []) + of_status.pop("pending", []):
             future.add_done_callback(self._ended.put)
         if of_status:
             raise _no_scheduler()
@@ -281,12 +302,12 @@ class _Dispatch:
 
     def _send_away(self, turned: _TurnedAway) -> None:
         """Retire a worker for good; raises its error where no other is left."""
-        if turned.worker in self._client.nthreads():
+        there = self._client.nthreads()
+        if set(there) <= {turned.worker}:
+            raise turned.error
+        if turned.worker in there:
             log.error("the worker %s is sent away: %s", turned.worker, turned.error)
             self._client.retire_workers([turned.worker], close_workers=True)
-            self._sent_away = turned.error
-        if not self._client.nthreads():
-            raise turned.error
 
 
 def _tell_replaced(event: tuple[float, str]) -> None:
