@@ -19,7 +19,6 @@ from distributed import LocalCluster, Nanny, Scheduler, SpecCluster, get_worker
 
 from unet.dispatch import RETRIES, patience
 from unet.dispatch import Job as Job
-from unet.dispatch import Progress as Progress
 from unet.dispatch import run as run
 from unet.errors import RunError
 from unet.plan import BLOCKS_A_WORKER

@@ -59,7 +59,6 @@ PATIENCE = "distributed.scheduler.no-workers-timeout"  # in Dask's configuration
 PATIENCE_SECONDS = 600  # since workers of a cluster may have to queue
 OWN_PATIENCE_SECONDS = 60  # but not those of this machine
 SECONDS_BETWEEN_LOOKS = 2.0
-SECONDS_BETWEEN_LINES = 5.0
 LEAST_LIMIT_SECONDS = 1800.0
 TIMES_THE_LONGEST = 20.0
 SECONDS_OF_GRACE = 1.0  # for a last word to the client
@@ -335,32 +334,6 @@ def _said(error: BaseException) -> str:
     if isinstance(error, UserError):
         return str(error).removesuffix(".")
     return f"{type(error).__name__}: {error}"
-
-
-class Progress:
-    """Says how far a stage is: blocks, megapixels a second, time left."""
-
-    def __init__(self, title: str, blocks: int, already: int, pixels: int) -> None:
-        self._title, self._blocks, self._pixels = title, blocks, pixels
-        self._already = self._done = already
-        self._begin = self._said = time.monotonic()
-        log.info("%s: %d of %d blocks were done before", title, already, blocks)
-
-    def step(self) -> None:
-        """One more block is done."""
-        self._done += 1
-        now = time.monotonic()
-        if self._done < self._blocks and now - self._said < SECONDS_BETWEEN_LINES:
-            return
-        self._said = now
-        seconds = max(now - self._begin, 1e-9)
-        share = (self._done - self._already) / self._blocks
-        rate = share * self._pixels / seconds / 1e6
-        left = (self._blocks - self._done) / (self._done - self._already) * seconds
-        log.info(
-            "%s: %d / %d blocks, %.2f Mpx/s, %.0f s left",
-            *(self._title, self._done, self._blocks, rate, left),
-        )
 
 
 # What a block may return besides its result. Returned and not raised, since Dask tries again what

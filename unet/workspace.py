@@ -23,11 +23,12 @@ from pathlib import Path
 
 from unet import ome, store
 from unet.claim import claimed
-from unet.cluster import Client, Job, Machines, Progress, run
+from unet.cluster import Client, Job, Machines, run
 from unet.geometry import Sizes, grid
 from unet.ledger import Ledger, Written, recorded
 from unet.location import Location, RemotePath, locate
 from unet.plan import Plan
+from unet.progress import Progress
 from unet.room import refuse_little_room
 from unet.store import Pixels
 
