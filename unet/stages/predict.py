@@ -143,7 +143,7 @@ def run(place: Workspace, slab: int, slabs: int, machines: cluster.Machines, dev
 def job(place: Workspace, plan: Plan, machines: cluster.Machines, device: str) -> PredictJob:
     """What predicts blocks of a plan, with the reference window that its workers are held to."""
     predicting = PredictJob(
-        name=f"predict {place.name} {plan.fingerprint}",
+        name=f"predict {place.name}",
         plan=plan.absolute(),
         store=str(probabilities_group(plan, place).absolute()),
         device=device,

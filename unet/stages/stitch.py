@@ -251,4 +251,4 @@ class Builder:
         finish(self.client, job, Target(pixels, block, ledger), blocks, "stitch", self.machines)
 
     def _title(self, what: str) -> str:
-        return f"{what} {self.place.name} {self.plan.fingerprint}"
+        return f"{what} {self.place.name}"
