@@ -45,8 +45,10 @@ from unet.sources.base import SourceSpec
 from unet.stages import ingest, predict, split, stitch
 from unet.workspace import Workspace
 
-KILLS = 10
-SIDE, BLOCK = 256, 16  # 256 blocks, so that some are always left to be killed in
+pytestmark = pytest.mark.timeout(900)
+
+KILLS = 4  # in each of three stages, so a dozen moments
+SIDE, BLOCK = 160, 16  # 100 blocks, so that some are always left to be killed in
 SMALL_BLOCKS = Request(
     memory=GENEROUS, shard=(BLOCK, BLOCK), chunk=(BLOCK, BLOCK), core=(BLOCK, BLOCK)
 )
@@ -150,7 +152,7 @@ def workers_of(pid: int, but: set[int]) -> list[psutil.Process]:
 
 
 def test_killed_workers(case: Case, tmp_path: Path) -> None:
-    """SIGKILL of a worker, ten times in each stage: others are started and go on."""
+    """SIGKILL of a worker, a dozen times, in each stage: others are started and go on."""
     place = Workspace(tmp_path / "image")
     others = {child.pid for child in psutil.Process().children()}
     for stage in ("ingest", "split", "predict", "stitch"):
@@ -167,7 +169,7 @@ def test_killed_workers(case: Case, tmp_path: Path) -> None:
 
 
 def test_killed_stages(case: Case, tmp_path: Path) -> None:
-    """SIGKILL of a stage's process, in which its scheduler lives, ten times in each stage."""
+    """SIGKILL of a stage's process, in which its scheduler lives, a dozen times."""
     place = Workspace(tmp_path / "image")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["test_faults"])
@@ -207,7 +209,7 @@ def test_killed_workflows(case: Case, tmp_path: Path) -> None:
     place = Workspace(tmp_path / "results" / "image")
     draw, log = random.Random("workflow"), tmp_path / "logs" / "image" / "ingest.log"
     for stage, kills in (("ingest", 3), ("predict", 4), ("stitch", 3)):
-        moments = Moments(f"workflow {stage}", most_blocks=50)
+        moments = Moments(f"workflow {stage}", most_blocks=18)
         for _ in range(kills):
             running = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
 
@@ -437,12 +439,12 @@ def test_a_second_run_of_an_output_is_refused(
     place = Workspace(tmp_path / "image")
     shutil.copytree(case.place.root, place.root)
     before = files_in(place.root)
-    with claim_elsewhere(place, "range(200, 256)") as other:
+    with claim_elsewhere(place, "range(80, 100)") as other:
         for stage in ("ingest", "split", "predict", "stitch"):
             with pytest.raises(RunError, match=r"no other run of .*image, but a process is"):
                 run_stage(stage, case, place, machines)
         assert files_in(place.root) == before
-        with place.claimed(range(200)):
+        with place.claimed(range(80)):
             pass  # the other slabs of a run do not exclude each other
         other.kill()
         other.wait()
