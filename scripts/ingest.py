@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from unet.cluster import Machines, scheduler_address
+from unet.cluster import Machines
+from unet.config import scheduler_address
 from unet.console import told
 from unet.sources.base import SourceSpec
 from unet.stages import ingest

@@ -176,8 +176,3 @@ def _local_cluster(machines: Machines) -> LocalCluster | SpecCluster:
 def cores_of_worker() -> int:
     """The cores that the worker of this task was given: a thread of Dask counts for one."""
     return int(get_worker().state.nthreads)
-
-
-def scheduler_address(configured: str | None) -> str | None:
-    """The scheduler to use: of the configuration, or of DASK_SCHEDULER_ADDRESS."""
-    return configured or os.environ.get("DASK_SCHEDULER_ADDRESS")

@@ -7,6 +7,7 @@ a rule that reads a dictionary can only fail late. Nothing here opens an image o
 from __future__ import annotations
 
 import math
+import os
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -233,3 +234,8 @@ def _sentence(error: ValidationError) -> str:
 
 def _sizes(values: list[int] | None) -> tuple[int, ...] | None:
     return None if values is None else tuple(values)
+
+
+def scheduler_address(configured: str | None) -> str | None:
+    """The scheduler to use: of the configuration, or of DASK_SCHEDULER_ADDRESS."""
+    return configured or os.environ.get("DASK_SCHEDULER_ADDRESS")

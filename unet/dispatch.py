@@ -18,6 +18,7 @@ import logging
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -180,6 +181,7 @@ class _Dispatch:
         self._out: dict[Any, tuple[int, Future[Any]]] = {}
         self._ended: SimpleQueue[Future[Any]] = SimpleQueue()
         self._failed: dict[int, BaseException] = {}
+        self._deaths: Counter[int] = Counter()
         self._successes = 0
         self._submissions = 0
         self._lonely_since: float | None = None
@@ -289,12 +291,21 @@ class _Dispatch:
         if isinstance(result, _TurnedAway):
             self._send_away(result)
             self._submit([block])
+        elif self._may_be_another_s(block, result):
+            self._submit([block])
         elif isinstance(result, _Failed):
             log.error("block %d failed: %s. The others go on.", block, _said(result.error))
             self._failed[block] = result.error
         else:
             self._successes += 1
             self._done(block, result)
+
+    def _may_be_another_s(self, block: int, result: Any) -> bool:
+        """Whether a block is to be tried again whose workers died: perhaps by another's fault."""
+        if not (isinstance(result, _Failed) and isinstance(result.error, KilledWorker)):
+            return False
+        self._deaths[block] += 1
+        return self._deaths[block] <= RETRIES
 
     def _is_hopeless(self) -> bool:
         return len(self._failed) >= max(MOST_FAILURES, self._successes)

@@ -16,7 +16,7 @@ from unet import cluster, store
 from unet.contents import image_arrays, mask_arrays
 from unet.decision import decide
 from unet.errors import StoreError
-from unet.geometry import Sizes, block_box
+from unet.geometry import Box, Sizes, block_box
 from unet.layout import Layout, without_channels
 from unet.location import Location, locate
 from unet.plan import Plan
@@ -59,14 +59,9 @@ class ReadJob:
         """Open the array on a worker."""
         pixels = store.open_pixels(self.array.folder, "", self.array.axes, mode="r")
 
-        def read(index: int) -> str | None:
-            try:
-                pixels.read(block_box(index, pixels.grid_shape, self.array.block))
-            except StoreError as error:
-                return str(error)
-            return None
-
-        return read
+        return lambda index: _wrong_with(
+            pixels, block_box(index, pixels.grid_shape, self.array.block)
+        )
 
 
 @dataclass(frozen=True)
@@ -88,17 +83,26 @@ class DecideJob:
 
         def read(index: int) -> str | None:
             box = self.plan.box(index)
-            try:
-                found = mask.read(box)
-            except StoreError as error:
-                return str(error)
-            try:
-                expected = decide(source.read(box), self.threshold)
-            except StoreError:
-                return None  # which is found where the probabilities are read
-            return None if np.array_equal(found, expected) else "it is not what was predicted"
+            wrong = _wrong_with(mask, box)
+            if wrong or _wrong_with(source, box):  # the latter is told of the probabilities
+                return wrong
+            expected = decide(source.read(box), self.threshold)
+            is_that = np.array_equal(mask.read(box), expected)
+            return None if is_that else "it is not what was predicted"
 
         return read
+
+
+def _wrong_with(pixels: store.Pixels, box: Box) -> str | None:
+    """What is wrong with a block; it is read twice before it is called damaged."""
+    for _ in range(2):
+        try:
+            pixels.read(box)
+        except StoreError as error:
+            wrong = str(error)
+        else:
+            return None
+    return wrong
 
 
 def arrays_of(place: Workspace, plan: Plan, result: Location, with_image: bool) -> Iterator[Stored]:
@@ -124,7 +128,7 @@ def levels(name: str, group: Location, layouts: list[Layout]) -> Iterator[Stored
 def read_all(
     place: Workspace, plan: Plan, choice: stitch.Choice, machines: cluster.Machines
 ) -> tuple[int, list[Damaged]]:
-    """The number of all shards, and the damaged and missing ones, whose files are deleted."""
+    """The number of all shards, and the damaged and missing ones."""
     result = stitch.result_of(place, plan, choice).absolute()
     arrays = {array.name: array for array in arrays_of(place, plan, result, choice.image)}
     shards, damaged = 0, list[Damaged]()
@@ -148,6 +152,4 @@ def read_all(
 
             blocks = iter(range(count))
             cluster.run(client, job, blocks, hear, machines.in_flight, machines.block_seconds)
-        for each in damaged:
-            each.file.unlink(missing_ok=True)
     return shards, damaged

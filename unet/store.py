@@ -87,6 +87,7 @@ class Pixels:
             try:
                 values = np.asarray(self.array[index])
             except (ValueError, OSError, RuntimeError) as error:
+                _refuse_trouble(error)
                 raise StoreError(
                     f"Expected readable chunks in {self.location}, at (t, z, y, x) = {box}, but "
                     f"one is damaged: {error}. Restore the file from a copy, or delete it and run "
@@ -104,12 +105,17 @@ class Pixels:
     def write(self, box: Box, values: NDArray[np.generic]) -> None:
         """Store `values` (t, c, z, y, x) at `box`, which is whole shards of this array."""
         where = dict(zip(GRID, box.slices, strict=True))
-        for file in self._shard_files(box):
-            file.unlink(missing_ok=True)  # Zarr reads a shard that is there, even a damaged one
         index = tuple(where.get(axis, slice(None)) for axis in self.axes)
         shape = [n for n, axis in zip(values.shape, ORDER, strict=True) if axis in self.axes]
         with told(self.location):
-            self.array[index] = values.reshape(shape)
+            try:
+                self.array[index] = values.reshape(shape)
+            except (ValueError, OSError, RuntimeError) as error:
+                _refuse_trouble(error)
+                # Of a shard that the image does not fill Zarr reads the one that is there first.
+                for file in self._shard_files(box):
+                    file.unlink(missing_ok=True)
+                self.array[index] = values.reshape(shape)
 
     def shard_sizes(self, block: Sizes) -> Callable[[int], int | None]:
         """What tells the bytes of a block's file, None where there is none: for many blocks."""
@@ -155,6 +161,12 @@ class Pixels:
 
     def _file(self, position: Sizes) -> Location:
         return self.location / self.array.metadata.encode_chunk_key(position)
+
+
+def _refuse_trouble(error: Exception) -> None:
+    """Raise what a disk or a system says: only what a codec says is a damaged chunk."""
+    if isinstance(error, OSError) and error.errno is not None:
+        raise error
 
 
 def create(group: Location, name: str, layout: Layout) -> Pixels:

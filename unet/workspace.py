@@ -17,8 +17,9 @@ other, and going back to an earlier setting finds what was done for it.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Set
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from unet import ome, store
@@ -39,10 +40,13 @@ class Workspace:
 
     root    of its manifests and ledgers
     stores  of its stores, a path or URL; None for `root`
+    again   of arrays, by their names in `unet.integrity`, the blocks to make again although they
+            were done
     """
 
     root: Path
     stores: str | None = None
+    again: Mapping[str, Set[int]] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -79,7 +83,8 @@ class Workspace:
 
     def claimed(self, blocks: range | None = None) -> AbstractContextManager[None]:
         """Keep other runs from this image, or from these blocks of it, while one works on it."""
-        return claimed(self.root / "work" / "lock", blocks)
+        where = self.root if isinstance(self.home, RemotePath) else self.home
+        return claimed(where / "work" / "lock", blocks)
 
 
 @dataclass(frozen=True)
@@ -89,18 +94,20 @@ class Target:
     pixels  the open store
     block   (t, z, y, x) of a block, which is one shard
     ledger  the folder of its ledger
+    again   blocks that are not believed, whatever is recorded
     """
 
     pixels: Pixels
     block: Sizes
     ledger: Path
+    again: Set[int] = frozenset()
 
     def done(self, count: int) -> bytearray:
         """For each of `count` blocks 1 if it is recorded and its shard is there as recorded."""
         done = bytearray(count)
         found = self.pixels.shard_sizes(self.block)
         for block, size in recorded(self.ledger):
-            if 0 <= block < count:
+            if 0 <= block < count and block not in self.again:
                 done[block] |= found(block) == size
         return done
 
@@ -156,4 +163,5 @@ def probabilities(plan: Plan, place: Workspace) -> Target:
     described = ome.multiscales(place.name, plan.axes, plan.image.pixel_size, [(1,) * 4], "mean")
     store.write_attributes(group, ome.with_channels(described, plan.classes[1:], (0.0, 1.0)))
     pixels = store.create(group, "0", plan.probabilities())
-    return Target(pixels, plan.block, place.ledger(group.parent))
+    again = place.again.get("probabilities", frozenset())
+    return Target(pixels, plan.block, place.ledger(group.parent), again)

@@ -205,7 +205,9 @@ def _copy(
         IMAGE.removesuffix(".zarr"), image.axes, image.pixel_size, [(1,) * 4], "mean"
     )
     store.write_attributes(group, described)
-    target = Target(store.create(group, image.array, layout), block, place.ledger(group.parent))
+    pixels = store.create(group, image.array, layout)
+    again = place.again.get("image copy", frozenset())
+    target = Target(pixels, block, place.ledger(group.parent), again)
     count = store.block_count(image.shape, block)
     finish(client, job, target, range(count), "ingest", machines)
     store.sweep(group)

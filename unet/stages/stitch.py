@@ -35,7 +35,6 @@ from unet.workspace import Target, Workspace, finish, probabilities, probabiliti
 log = logging.getLogger(__name__)
 
 MASK = Path("labels", "mask")
-METADATA = "zarr.json"
 NAMED_HOLES = 5
 
 
@@ -245,10 +244,12 @@ class Builder:
     def _finish(self, job: cluster.Job, group: Location, level: int, layout: Layout) -> None:
         pixels = store.create(group, str(level), layout)
         block = without_channels(layout.shard)
-        is_image = group == self.group.absolute()
-        ledger = self.ledgers / ("image" if is_image else MASK.name) / str(level)
+        name = "image" if group == self.group.absolute() else MASK.name
+        ledger = self.ledgers / name / str(level)
+        again = self.place.again.get(f"{name} level {level}", frozenset())
         blocks = range(store.block_count(pixels.grid_shape, block))
-        finish(self.client, job, Target(pixels, block, ledger), blocks, "stitch", self.machines)
+        target = Target(pixels, block, ledger, again)
+        finish(self.client, job, target, blocks, "stitch", self.machines)
 
     def _title(self, what: str) -> str:
         return f"{what} {self.place.name}"

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import platform
+import threading
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
@@ -149,6 +150,7 @@ class ProofJob:
         mask = store.open_pixels(self.mask.folder, "", self.mask.axes, mode="r")
         processor = processor_name(self.predicting.torch_device())
         runner = self.predicting.checked_runner()
+        device = threading.Lock()
         exact = None if plan.precision == "float32" else self._exact().runner()
 
         def prove(index: int) -> Compared:
@@ -160,7 +162,9 @@ class ProofJob:
             def against(other: WindowRunner) -> Agreement:
                 return self._agreement(other.block(pixels, box), *kept)
 
-            return Compared(against(runner), against(exact) if exact else Agreement(), processor)
+            with device:
+                exactly = against(exact) if exact else Agreement()
+                return Compared(against(runner), exactly, processor)
 
         return prove
 
@@ -193,6 +197,12 @@ def run(place: Workspace, asked: Asked, crews: Crews) -> None:
         raise StoreError(
             f"Expected the result {result} to be of the present configuration, but it is "
             f"of another. Run the workflow first."
+        )
+    found = store.read_attributes(result).get("unet", {}).get("run")
+    if found != name:
+        raise StoreError(
+            f"Expected at {result} the result {name} of this run, found {found}: it was deleted, "
+            f"or replaced by another run of the same name. Run again with --forcerun stitch."
         )
     shards, damaged = read_all(place, plan, asked.choice, crews.data)
     _make_again(place, plan, asked, crews, damaged)
@@ -239,8 +249,15 @@ def _publish(result: Location, verified: Verified) -> None:
 def _make_again(
     place: Workspace, plan: Plan, asked: Asked, crews: Crews, damaged: list[Damaged]
 ) -> None:
-    """Have the stages make what is missing; each does only that."""
-    if any(each.array == "image copy" for each in damaged):
+    """Have the stages make what is damaged, and only that.
+
+    Nothing is deleted: each new shard takes the place of the old one, at once.
+    """
+    again: dict[str, set[int]] = {}
+    for each in damaged:
+        again.setdefault(each.array, set()).add(each.block)
+    place = replace(place, again=again)
+    if "image copy" in again:
         ingest.run(asked.source, place, crews.data)
         image = read_manifest(place.manifest("ingest"), ingest.Ingested).image
         if image != plan.image:
@@ -248,11 +265,12 @@ def _make_again(
                 f"Expected {asked.source.path} as it was when it was ingested, to make the "
                 f"damaged copy again, but it was changed since. Run the workflow again."
             )
-    missing = [each.block for each in damaged if each.array == "probabilities"]
+    missing = again.pop("probabilities", set())
     for slab in range(plan.slabs):
         blocks = slab_range(slab, plan.slabs, plan.blocks)
         if any(block in blocks for block in missing):
-            predict.run(place, slab, plan.slabs, crews.network, crews.device)
+            only = replace(place, again={"probabilities": missing})
+            predict.run(only, slab, plan.slabs, crews.network, crews.device)
     if damaged:
         stitch.run(place, asked.choice, crews.data)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-from unet.config import read_config
+from unet.config import read_config, scheduler_address
 from unet.errors import UserError
 from unet.model_folder import find_model
 from unet.sources import local_files
@@ -126,7 +126,12 @@ def now(wildcards):
 
 
 def machine_cores():
-    """All cores of a workstation; a cluster's profile sets the threads of each rule."""
+    """All cores of a workstation; a cluster's profile sets the threads of each rule.
+
+    Where workers are elsewhere a stage only hands out blocks, and many can at once.
+    """
+    if scheduler_address(CONFIG.scheduler):
+        return 1
     return getattr(workflow.resource_settings, "cores", None) or 8
 
 
