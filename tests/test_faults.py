@@ -20,7 +20,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ from test_errors import small_disk
 from unet import cluster, dispatch, layout, room
 from unet.claim import claimed
 from unet.cluster import Machines
-from unet.errors import RunError, SourceError, WorkerError
+from unet.errors import RunError, SourceError, WorkerError, to_user_error
 from unet.ledger import recorded
 from unet.model_folder import ModelSpec
 from unet.plan import Request
@@ -144,11 +144,12 @@ class Moments:
 
 def workers_of(pid: int, but: set[int]) -> list[psutil.Process]:
     """The worker processes that a process started."""
-    return [
-        child
-        for child in psutil.Process(pid).children()
-        if child.pid not in but and "spawn_main" in " ".join(child.cmdline())
-    ]
+    found = []
+    for child in psutil.Process(pid).children():
+        with suppress(psutil.NoSuchProcess):  # it ended since
+            if child.pid not in but and "spawn_main" in " ".join(child.cmdline()):
+                found.append(child)
+    return found
 
 
 def test_killed_workers(case: Case, tmp_path: Path) -> None:
@@ -228,7 +229,7 @@ def test_killed_workflows(case: Case, tmp_path: Path) -> None:
     probabilities = {n: c for n, c in stores(place).items() if n.startswith("probabilities")}
     expected = {n: c for n, c in stores(case.place).items() if n.startswith("probabilities")}
     assert probabilities == expected
-    masks = [files_in(each.result / stitch.MASK) for each in (place, case.place)]
+    masks = [files_in(each.result / stitch.MASK / "0") for each in (place, case.place)]
     assert masks[0] == masks[1]
     assert set(times_done(place, "predict").values()) == {1}
     assert not list(place.root.rglob("*.partial"))
@@ -480,7 +481,7 @@ def test_a_disk_that_becomes_read_only(case: Case, machines: Machines, tmp_path:
         subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
         with pytest.raises(OSError, match="Read-only") as raised:
             run_stage("predict", case, place, machines)
-        assert re.search("allowed to write", str(dispatch.to_user_error(raised.value)))
+        assert re.search("allowed to write", str(to_user_error(raised.value)))
         assert files_in(place.root) == before
         subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
         run_stage("predict", case, place, machines)

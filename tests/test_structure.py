@@ -13,7 +13,7 @@ MODULES = sorted((REPOSITORY / "unet").rglob("*.py"))
 OWNERS = {
     "zarr": {"store.py", "sources/zarr_source.py"},
     "tifffile": {"sources/tiff.py"},
-    "distributed": {"cluster.py", "dispatch.py", "jobqueue.py"},
+    "distributed": {"cluster.py", "dispatch.py", "jobqueue.py", "station.py"},
     "dask_jobqueue": {"jobqueue.py"},
     "torch": {
         "model.py",

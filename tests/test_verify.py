@@ -21,7 +21,7 @@ from support import GENEROUS, planned
 
 from unet.architecture import Architecture
 from unet.cluster import Machines
-from unet.errors import RunError, WorkerError
+from unet.errors import RunError, SourceError, StoreError, WorkerError
 from unet.model_folder import ModelSpec
 from unet.plan import ImageRef, Plan, Request, make_plan
 from unet.proof import chosen, other_core, shifted_box, shifted_grid
@@ -124,6 +124,26 @@ def test_damage_is_named_and_only_that_block_is_made_again(
         assert {n: c for n, c in files_in(folder).items() if n != "zarr.json"} == files
     other = {file for file in written if file not in damaged.values()} - {place.result / "0/c/0/0"}
     assert {file: file.stat().st_ino for file in other} == {f: written[f] for f in other}
+
+
+def test_what_cannot_be_made_again_is_not_deleted(
+    place: Workspace, source: SourceSpec, machines: Machines, tmp_path: Path
+) -> None:
+    """A damaged block is an error to its readers; a missing one would be zeros to other tools."""
+    (copy,) = (f for f in place.root.glob("work/ingest-*/image.ome.zarr/0/c/**/*") if f.is_file())
+    flipped(copy)
+    before = files_in(place.result)
+    with pytest.raises(SourceError):
+        verified(place, replace(source, path=str(tmp_path / "gone.tif")), machines)
+    assert files_in(place.result) == before
+
+
+def test_a_result_of_another_run_is_refused(
+    place: Workspace, source: SourceSpec, machines: Machines
+) -> None:
+    zarr.open_group(place.result, mode="r+").update_attributes({"unet": {"run": "another"}})
+    with pytest.raises(StoreError, match="or replaced by another run of the same name"):
+        verified(place, source, machines)
 
 
 def test_the_proof_is_in_the_result(

@@ -18,10 +18,10 @@ from distributed import Client as Client  # the one name of it that other module
 from distributed import LocalCluster, Nanny, Scheduler, SpecCluster, get_worker
 
 from unet.dispatch import RETRIES, patience
-from unet.dispatch import Job as Job
 from unet.dispatch import run as run
 from unet.errors import RunError
 from unet.plan import BLOCKS_A_WORKER
+from unet.station import Job as Job
 
 log = logging.getLogger(__name__)
 

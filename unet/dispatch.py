@@ -15,41 +15,20 @@ with the image. What can go wrong with a block is told apart here:
 from __future__ import annotations
 
 import logging
-import os
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import suppress
 from itertools import islice
 from queue import Empty, SimpleQueue
-from typing import Any, Protocol
-from uuid import uuid4
+from typing import Any
 
 import dask
 from dask.utils import parse_timedelta
-from distributed import (
-    Client,
-    Future,
-    KilledWorker,
-    LocalCluster,
-    SpecCluster,
-    Worker,
-    WorkerPlugin,
-    get_worker,
-)
+from distributed import Client, Future, KilledWorker, LocalCluster, SpecCluster
 
-from unet.errors import (
-    ModelError,
-    RunError,
-    SourceError,
-    StoreError,
-    UserError,
-    WorkerError,
-    to_user_error,
-)
-from unet.plan import BLOCKS_A_WORKER
+from unet.errors import RunError, UserError
+from unet.station import Failed, Hopeless, Job, Station, TurnedAway, do_block
 
 log = logging.getLogger(__name__)
 
@@ -60,83 +39,11 @@ PATIENCE = "distributed.scheduler.no-workers-timeout"  # in Dask's configuration
 PATIENCE_SECONDS = 600  # since workers of a cluster may have to queue
 OWN_PATIENCE_SECONDS = 60  # but not those of this machine
 SECONDS_BETWEEN_LOOKS = 2.0
-LEAST_LIMIT_SECONDS = 1800.0
-TIMES_THE_LONGEST = 20.0
-SECONDS_OF_GRACE = 1.0  # for a last word to the client
 
 
 def patience() -> float:
     """Seconds to wait for a first or another worker."""
     return float(parse_timedelta(dask.config.get(PATIENCE) or PATIENCE_SECONDS))
-
-
-class Job(Protocol):
-    """The work of one stage on one image: small, picklable, the same on every worker."""
-
-    @property
-    def name(self) -> str:
-        """What its progress lines call it."""
-        ...
-
-    def open(self) -> Callable[[int], Any]:
-        """What does a block, given its number: called once a worker."""
-        ...
-
-
-class Station(WorkerPlugin):
-    """What one worker holds for one job; opened with its first block.
-
-    limit  seconds that a block may take; None: 20 times the longest on this worker so far, and
-           at least half an hour
-    """
-
-    def __init__(self, job: Job, limit: float | None) -> None:
-        self.job = job
-        # Two runs that share a scheduler may have images of the same name.
-        self.name = f"{job.name} {uuid4().hex}"
-        self._given_limit = limit
-
-    def setup(self, worker: Worker) -> None:
-        """Called by Dask on every worker, also on those that come later."""
-        self._worker = worker
-        self._lock = threading.Lock()
-        # A worker of a cluster that is already there may have more threads than that.
-        self._hands = threading.Semaphore(BLOCKS_A_WORKER)
-        self._do: Callable[[int], Any] | None = None
-        self._longest = 0.0
-
-    def do(self, block: int) -> Any:
-        """Do one block, and end this worker's process if it takes too long.
-
-        As many at once as the plan counts memory for; the others wait.
-        """
-        with self._hands, self._watched(block):
-            with self._lock:
-                if self._do is None:
-                    try:
-                        self._do = self.job.open()
-                    except UserError as error:
-                        return _TurnedAway.by(error, self._worker.address)
-            return self._do(block)
-
-    @contextmanager
-    def _watched(self, block: int) -> Iterator[None]:
-        limit = self._given_limit or max(LEAST_LIMIT_SECONDS, TIMES_THE_LONGEST * self._longest)
-        watchdog = threading.Timer(limit, self._give_up, [block, limit])
-        watchdog.daemon = True
-        watchdog.start()
-        begin = time.monotonic()
-        try:
-            yield
-        finally:
-            watchdog.cancel()
-            self._longest = max(self._longest, time.monotonic() - begin)
-
-    def _give_up(self, block: int, limit: float) -> None:
-        """End the process: a thread that hangs cannot be ended alone. Its nanny starts another."""
-        self._worker.log_event(self.name, f"block {block} took longer than {limit:.0f} s")
-        time.sleep(SECONDS_OF_GRACE)
-        os._exit(1)
 
 
 def run(
@@ -156,7 +63,7 @@ def run(
     would be spared, such as a full disk, and where more than MOST_FAILURES fail and most do.
     """
     station = Station(job, limit)
-    client.register_plugin(station, name=station.name)
+    _settle_in(client, station)
     client.subscribe_topic(station.name, _tell_replaced)
     dispatched = _Dispatch(client, station.name, done)
     try:
@@ -225,7 +132,7 @@ class _Dispatch:
             return
         self._submissions += 1
         futures = self._client.map(
-            _do,
+            do_block,
             [self._station] * len(blocks),
             blocks,
             key=[f"{self._station}-{self._submissions}-{block}" for block in blocks],
@@ -278,7 +185,7 @@ class _Dispatch:
         for future, result in zip(finished, self._client.gather(finished), strict=True):
             yield self._out.pop(future.key)[0], result
         for future in of_status.pop("error", []):
-            yield self._out.pop(future.key)[0], _Failed(future.exception())
+            yield self._out.pop(future.key)[0], Failed(future.exception())
         # A result may die with its worker before it was fetched; its block is then done again.
         for future in of_status.pop("lost", []) + of_status.pop("pending", []):
             future.add_done_callback(self._ended.put)
@@ -286,14 +193,14 @@ class _Dispatch:
             raise _no_scheduler()
 
     def _hear(self, block: int, result: Any) -> None:
-        if isinstance(result, _Hopeless):
+        if isinstance(result, Hopeless):
             raise result.error
-        if isinstance(result, _TurnedAway):
+        if isinstance(result, TurnedAway):
             self._send_away(result)
             self._submit([block])
         elif self._may_be_another_s(block, result):
             self._submit([block])
-        elif isinstance(result, _Failed):
+        elif isinstance(result, Failed):
             log.error("block %d failed: %s. The others go on.", block, _said(result.error))
             self._failed[block] = result.error
         else:
@@ -302,7 +209,7 @@ class _Dispatch:
 
     def _may_be_another_s(self, block: int, result: Any) -> bool:
         """Whether a block is to be tried again whose workers died: perhaps by another's fault."""
-        if not (isinstance(result, _Failed) and isinstance(result.error, KilledWorker)):
+        if not (isinstance(result, Failed) and isinstance(result.error, KilledWorker)):
             return False
         self._deaths[block] += 1
         return self._deaths[block] <= RETRIES
@@ -310,7 +217,7 @@ class _Dispatch:
     def _is_hopeless(self) -> bool:
         return len(self._failed) >= max(MOST_FAILURES, self._successes)
 
-    def _send_away(self, turned: _TurnedAway) -> None:
+    def _send_away(self, turned: TurnedAway) -> None:
         """Retire a worker for good; raises its error where no other is left."""
         there = self._client.nthreads()
         if set(there) <= {turned.worker}:
@@ -322,6 +229,19 @@ class _Dispatch:
 
 def _tell_replaced(event: tuple[float, str]) -> None:
     log.warning("a worker is replaced: %s", event[1])
+
+
+def _settle_in(client: Client, station: Station) -> None:
+    """Have a job's station on all workers, also where one of them ends just then."""
+    for patience in range(RETRIES, -1, -1):
+        try:
+            client.register_plugin(station, name=station.name)
+        except OSError:
+            if not patience:
+                raise _no_scheduler() from None
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+        else:
+            return
 
 
 def _leave(client: Client, station: str) -> None:
@@ -345,46 +265,3 @@ def _said(error: BaseException) -> str:
     if isinstance(error, UserError):
         return str(error).removesuffix(".")
     return f"{type(error).__name__}: {error}"
-
-
-# What a block may return besides its result. Returned and not raised, since Dask tries again what
-# is raised, and shows its traceback.
-
-
-@dataclass(frozen=True)
-class _Hopeless:
-    """No other try and no other block would fare better."""
-
-    error: UserError
-
-
-@dataclass(frozen=True)
-class _Failed:
-    """This block failed, and another try would fail alike."""
-
-    error: BaseException
-
-
-@dataclass(frozen=True)
-class _TurnedAway:
-    """This worker must not do any block."""
-
-    error: WorkerError
-    worker: str
-
-    @classmethod
-    def by(cls, error: UserError, worker: str) -> _TurnedAway | _Hopeless:
-        """What an error in opening a job means: only a WorkerError is the worker's own."""
-        return cls(error, worker) if isinstance(error, WorkerError) else _Hopeless(error)
-
-
-def _do(station_name: str, block: int) -> Any:
-    station: Station = get_worker().plugins[station_name]  # type: ignore[assignment]
-    try:
-        return station.do(block)
-    except Exception as error:
-        told_as = to_user_error(error)
-        if told_as is None:
-            raise
-        of_this_block = isinstance(told_as, SourceError | StoreError | ModelError)
-        return _Failed(told_as) if of_this_block else _Hopeless(told_as)

@@ -1,0 +1,137 @@
+"""What a worker does for a job: it opens it once, and then does block after block.
+
+What may go wrong with a block is told apart in `unet.dispatch`, which hears of it from here.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+from uuid import uuid4
+
+from distributed import Worker, WorkerPlugin, get_worker
+
+from unet.errors import ModelError, SourceError, StoreError, UserError, WorkerError, to_user_error
+from unet.plan import BLOCKS_A_WORKER
+
+LEAST_LIMIT_SECONDS = 1800.0
+TIMES_THE_LONGEST = 20.0
+SECONDS_OF_GRACE = 1.0  # for a last word to the client
+
+
+class Job(Protocol):
+    """The work of one stage on one image: small, picklable, the same on every worker."""
+
+    @property
+    def name(self) -> str:
+        """What its progress lines call it."""
+        ...
+
+    def open(self) -> Callable[[int], Any]:
+        """What does a block, given its number: called once a worker."""
+        ...
+
+
+# What a block may return besides its result. Returned and not raised, since Dask tries again what
+# is raised, and shows its traceback.
+
+
+@dataclass(frozen=True)
+class Hopeless:
+    """No other try and no other block would fare better."""
+
+    error: UserError
+
+
+@dataclass(frozen=True)
+class Failed:
+    """This block failed, and another try would fail alike."""
+
+    error: BaseException
+
+
+@dataclass(frozen=True)
+class TurnedAway:
+    """This worker must not do any block."""
+
+    error: WorkerError
+    worker: str
+
+    @classmethod
+    def by(cls, error: UserError, worker: str) -> TurnedAway | Hopeless:
+        """What an error in opening a job means: only a WorkerError is the worker's own."""
+        return cls(error, worker) if isinstance(error, WorkerError) else Hopeless(error)
+
+
+class Station(WorkerPlugin):
+    """What one worker holds for one job; opened with its first block.
+
+    limit  seconds that a block may take; None: 20 times the longest on this worker so far, and
+           at least half an hour
+    """
+
+    def __init__(self, job: Job, limit: float | None) -> None:
+        self.job = job
+        # Two runs that share a scheduler may have images of the same name.
+        self.name = f"{job.name} {uuid4().hex}"
+        self._given_limit = limit
+
+    def setup(self, worker: Worker) -> None:
+        """Called by Dask on every worker, also on those that come later."""
+        self._worker = worker
+        self._lock = threading.Lock()
+        # A worker of a cluster that is already there may have more threads than that.
+        self._hands = threading.Semaphore(BLOCKS_A_WORKER)
+        self._do: Callable[[int], Any] | None = None
+        self._longest = 0.0
+
+    def do(self, block: int) -> Any:
+        """Do one block, and end this worker's process if it takes too long.
+
+        As many at once as the plan counts memory for; the others wait.
+        """
+        with self._hands, self._watched(block):
+            with self._lock:
+                if self._do is None:
+                    try:
+                        self._do = self.job.open()
+                    except UserError as error:
+                        return TurnedAway.by(error, self._worker.address)
+            return self._do(block)
+
+    @contextmanager
+    def _watched(self, block: int) -> Iterator[None]:
+        limit = self._given_limit or max(LEAST_LIMIT_SECONDS, TIMES_THE_LONGEST * self._longest)
+        watchdog = threading.Timer(limit, self._give_up, [block, limit])
+        watchdog.daemon = True
+        watchdog.start()
+        begin = time.monotonic()
+        try:
+            yield
+        finally:
+            watchdog.cancel()
+            self._longest = max(self._longest, time.monotonic() - begin)
+
+    def _give_up(self, block: int, limit: float) -> None:
+        """End the process: a thread that hangs cannot be ended alone. Its nanny starts another."""
+        self._worker.log_event(self.name, f"block {block} took longer than {limit:.0f} s")
+        time.sleep(SECONDS_OF_GRACE)
+        os._exit(1)
+
+
+def do_block(station_name: str, block: int) -> Any:
+    """Do one block on the worker that this is called on; what went wrong is returned."""
+    station: Station = get_worker().plugins[station_name]  # type: ignore[assignment]
+    try:
+        return station.do(block)
+    except Exception as error:
+        told_as = to_user_error(error)
+        if told_as is None:
+            raise
+        of_this_block = isinstance(told_as, SourceError | StoreError | ModelError)
+        return Failed(told_as) if of_this_block else Hopeless(told_as)
