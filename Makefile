@@ -15,7 +15,7 @@ test: .venv/test
 	$(BIN)/mypy
 	$(BIN)/snakefmt --check Snakefile workflow
 	$(BIN)/snakemake --lint
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 # A stamp for each set of packages: installing again when nothing changed takes no time.
 .venv/demo: pyproject.toml constraints.txt

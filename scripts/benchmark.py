@@ -30,7 +30,7 @@ from typing import Any
 
 import trial
 
-from unet import cluster
+from unet import cluster, progress
 from unet.stages.split import read_plan
 from unet.workspace import Workspace, finish, probabilities, probabilities_group
 
@@ -65,11 +65,11 @@ def pipeline(place: Workspace, given: argparse.Namespace, precision: str) -> Sec
         "ingest": timed(lambda: trial.run_ingest(place, folder / "image.tif", given.cores)),
         "split": timed(lambda: trial.run_split(place, folder / "model", given.memory, precision)),
     }
-    cluster.log.addHandler(lines)
+    progress.log.addHandler(lines)
     used = processor_seconds()
     found["predict"] = timed(lambda: trial.run_predict(place, given.cores))
     used = processor_seconds() - used
-    cluster.log.removeHandler(lines)
+    progress.log.removeHandler(lines)
     found["stitch"] = timed(lambda: trial.run_stitch(place, given.cores))
     found["pipeline"] = sum(found.values())
     found["predict, workers started"] = lines.times[-1] - lines.times[0]
@@ -191,7 +191,7 @@ def predict_crop(job_of: Callable[..., Any], place: Workspace, cores: int) -> No
     job = job_of("predict crop", plan, group, "cpu", max(1, cores // machines.workers))
     target, blocks = probabilities(plan, place), range(plan.blocks)
     with cluster.connect(machines) as client:
-        finish(client, job, target, blocks, "crop", machines.in_flight, plan.image.shape[-1] ** 2)
+        finish(client, job, target, blocks, "crop", machines)
 
 
 def medians(rounds: list[Seconds]) -> Seconds:
@@ -267,7 +267,7 @@ def options() -> argparse.Namespace:
 
 def main(given: argparse.Namespace) -> None:
     """Measure and tell."""
-    cluster.log.setLevel(logging.INFO)
+    progress.log.setLevel(logging.INFO)
     result = {"machine": machine(given)}
     say(json.dumps(result["machine"]))
     for name, experiment in (("data", data_experiment), ("network", network_experiment)):

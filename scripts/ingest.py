@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from unet.cluster import Machines, scheduler_address
+from unet.cluster import Machines
+from unet.config import scheduler_address
 from unet.console import told
 from unet.sources.base import SourceSpec
 from unet.stages import ingest
@@ -13,6 +14,10 @@ if __name__ == "__main__":
         ingest.run(
             SourceSpec(**snakemake.params.source),
             Workspace(Path(snakemake.output[0]).parent, snakemake.params.stores),
-            Machines.for_data(scheduler_address(snakemake.params.scheduler), snakemake.threads),
+            Machines.for_data(
+                scheduler_address(snakemake.params.scheduler),
+                snakemake.threads,
+                snakemake.params.block_seconds,
+            ),
             snakemake.params.model,
         )

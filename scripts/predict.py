@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from unet.cluster import Machines, scheduler_address
+from unet.cluster import Machines
+from unet.config import scheduler_address
 from unet.console import told
 from unet.stages import predict
 from unet.workspace import Workspace
@@ -18,6 +19,6 @@ if __name__ == "__main__":
             Workspace(Path(snakemake.output[0]).parents[1], snakemake.params.stores),
             slab - 1,
             slabs,
-            Machines.for_network(address, gpus, snakemake.threads),
+            Machines.for_network(address, gpus, snakemake.threads, snakemake.params.block_seconds),
             device if address else "gpu" if gpus else "cpu",
         )

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from unet.cluster import Machines, scheduler_address
+from unet.cluster import Machines
+from unet.config import scheduler_address
 from unet.console import told
 from unet.stages import stitch
 from unet.workspace import Workspace
@@ -12,5 +13,9 @@ if __name__ == "__main__":
         stitch.run(
             Workspace(Path(snakemake.output[0]).parent, snakemake.params.stores),
             stitch.Choice(snakemake.params.threshold, snakemake.params.image),
-            Machines.for_data(scheduler_address(snakemake.params.scheduler), snakemake.threads),
+            Machines.for_data(
+                scheduler_address(snakemake.params.scheduler),
+                snakemake.threads,
+                snakemake.params.block_seconds,
+            ),
         )

@@ -119,7 +119,7 @@ def test_a_cluster_that_starts_workers_for_tasks_alone_is_waited_for(tmp_path):
 
 
 def test_a_cluster_without_workers_is_an_error(monkeypatch):
-    monkeypatch.setattr(cluster, "PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr("unet.dispatch.PATIENCE_SECONDS", 0.1)
     with (
         LocalCluster(n_workers=0, dashboard_address="127.0.0.1:0") as running,
         pytest.raises(RunError, match=r"to have a worker, but none came in 0 s"),
@@ -154,7 +154,7 @@ def test_gpus_are_taken_as_the_scheduler_named_them(monkeypatch):
         choose_devices("gpu", 3)
 
 
-def test_an_error_that_the_user_can_mend_ends_the_run_at_once(tmp_path):
+def test_an_error_of_every_block_ends_the_run_soon(tmp_path):
     class Refusing:
         name = "refusing"
 

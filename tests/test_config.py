@@ -65,7 +65,7 @@ def test_a_model_of_many_images_is_looked_at_once(monkeypatch):
     assert looked == ["one", "two"]
 
 
-@pytest.mark.parametrize(("file", "count"), [(SCHEMA, 7), (TRAIN_SCHEMA, 8)])
+@pytest.mark.parametrize(("file", "count"), [(SCHEMA, 8), (TRAIN_SCHEMA, 8)])
 def test_the_schema_is_closed(file, count):
     assert len(list(objects(schema(file)))) == count
     assert all(each["additionalProperties"] is False for each in objects(schema(file)))
@@ -85,6 +85,7 @@ def test_defaults_are_filled_in():
     assert config.request == Request(memory=8 * GIGABYTE)
     assert (config.device, config.scheduler) == ("auto", None)
     assert (config.threshold, config.with_image) == (0.5, True)
+    assert (config.block_seconds, config.proof) == (None, {"blocks": 16, "seed": 0})
 
 
 def test_what_is_said_goes_before_the_defaults():
@@ -92,17 +93,24 @@ def test_what_is_said_goes_before_the_defaults():
     raw = {
         "images": [{**SMALLEST["images"][0], **image}],
         "split": {"memory": 0.5, "shard": [64, 64], "core": [4, 32, 32]},
-        "predict": {"device": "cpu", "precision": "bfloat16"},
+        "predict": {
+            "device": "cpu",
+            "precision": "bfloat16",
+            "block_minutes": 2,
+            "tolerance": 0.5,
+        },
         "stitch": {"threshold": 0.3, "image": False},
+        "verify": {"blocks": 3},
     }
     before = json.dumps(raw)
     config = read_config(raw, SCHEMA, made=MADE)
     assert config.images["a"].source == SourceSpec(
         "a.tif", axes="zyx", level=2, channels=(1, "DAPI"), pixel_size={"x": 0.5}
     )
-    wanted = Request(5 * 10**8, "bfloat16", shard=(64, 64), core=(4, 32, 32))
+    wanted = Request(5 * 10**8, "bfloat16", shard=(64, 64), core=(4, 32, 32), tolerance=0.5)
     assert config.request == wanted
     assert (config.device, config.threshold, config.with_image) == ("cpu", 0.3, False)
+    assert (config.block_seconds, config.proof) == (120, {"blocks": 3, "seed": 0})
     assert json.dumps(raw) == before, "the configuration was changed by reading it"
 
 

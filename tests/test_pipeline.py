@@ -19,10 +19,11 @@ from ome_zarr_models.v05 import Image, ImageLabel, Labels
 from support import GENEROUS, ONE_CORE, run_stages
 
 import unet
-from unet import cluster, store
+from unet import cluster, ome, store
 from unet.errors import RunError, SourceError, StoreError
 from unet.geometry import Box
 from unet.ledger import recorded
+from unet.manifest import read_manifest
 from unet.plan import Request
 from unet.sources import open_source
 from unet.sources.base import SourceSpec
@@ -226,6 +227,21 @@ def test_the_result_holds_the_image_and_both_pyramids(make_model, tmp_path):
     assert group["2"].shape == (3, 275, 133)
     mask = group["labels/mask/0"][...].reshape(550, 2, 265, 2).sum(axis=(1, 3))
     assert np.array_equal(group["labels/mask/1"][...], mask > 2)
+
+
+def test_one_bright_pixel_does_not_leave_the_others_black(machines, tmp_path):
+    pixels = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64)
+    pixels[0, 0] = 60_000
+    tifffile.imwrite(tmp_path / "image.tif", pixels)
+    place = Workspace(tmp_path / "image")
+    ingest.run(SourceSpec(str(tmp_path / "image.tif")), place, machines)
+    image = read_manifest(place.manifest("ingest"), ingest.Ingested).image
+    assert image.span == (1, 60_000)
+    assert image.shown == ((5, 4092),)  # the 5th and the 4092nd of 4096 values
+    attributes = ome.multiscales("i", "yx", {}, [(1, 1, 1, 1)], "mean")
+    shown = ome.with_channels(attributes, image.channel_names, image.span, image.shown)
+    (channel,) = shown["ome"]["omero"]["channels"]
+    assert channel["window"] == {"min": 1, "max": 60_000, "start": 5, "end": 4092}
 
 
 def test_a_zarr_source_is_read_in_place(source, pixels, finished, tiny_model, tmp_path):

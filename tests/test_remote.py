@@ -26,14 +26,14 @@ from hypothesis import strategies as st
 from support import GENEROUS, ONE_CORE, run_stages
 from zarr.storage import ObjectStore
 
-from unet import ome, server
+from unet import ome, server, store
 from unet.cluster import Machines, connect
 from unet.config import read_config
 from unet.console import told
 from unet.errors import ConfigError, ServerError, SourceError, StoreError, UserError
 from unet.geometry import Box
 from unet.ledger import Ledger, recorded
-from unet.location import RemotePath, files, locate
+from unet.location import Location, RemotePath, files, locate
 from unet.manifest import read_manifest
 from unet.plan import Request
 from unet.sources import open_source
@@ -165,9 +165,17 @@ def stores(place: Workspace) -> dict[str, bytes]:
     found = {f"result/{name}": content for name, content in objects_in(result).items()}
     for name, content in objects_in(place.home / "work").items():
         folder, _, rest = name.partition("/")
-        if folder.startswith(("ingest", "predict")) and not rest.startswith("ledger"):
+        if folder.startswith(("ingest", "predict")) and not rest.startswith(
+            ("ledger", "reference")
+        ):
             found[f"{folder}/{rest}"] = content
     return found
+
+
+def assert_only_records(work: Path) -> None:
+    """The stores lie elsewhere: here are the ledgers, the lock and the reference window."""
+    for name in files_in(work):
+        assert "/ledger/" in name or Path(name).name in ("lock", "reference.json"), name
 
 
 def on_s3(bucket: RemotePath, root: Path) -> Workspace:
@@ -409,7 +417,7 @@ def test_a_run_on_s3_gives_the_same_bytes_as_one_on_the_disk(
     assert len(wanted) > 30
     here = {name.split("/")[0] for name in files_in(place.root)}
     assert here == {"ingest.json", "histograms.npy", "split.json", "predict", "stitch.json", "work"}
-    assert all("/ledger/" in name for name in files_in(place.root / "work"))
+    assert_only_records(place.root / "work")
     before = objects_in(bucket)
     run_stages(spec, tiny_model, place, machines=machines, slabs=2, **CUT)
     assert objects_in(bucket) == before
@@ -420,7 +428,7 @@ def test_stores_may_lie_on_another_disk(on_disk, source, tiny_model, machines, t
     run_stages(source, tiny_model, place, machines=machines, **CUT)
     assert place.result == tmp_path / "there" / "image" / "image.ome.zarr"
     assert files_in(place.result) == files_in(on_disk.result)
-    assert all("/ledger/" in name for name in files_in(place.root / "work"))
+    assert_only_records(place.root / "work")
 
 
 def test_a_hole_on_s3_is_an_error_and_only_its_block_is_done_again(
@@ -454,13 +462,16 @@ def test_a_result_on_s3_is_whole_or_not_there(
     reader = opened(first, "labels/mask/0")
     seen = reader[...]
 
-    def fail(*_: object) -> None:
-        raise RuntimeError("killed before the end")
+    write = store.write_attributes
+
+    def fail_at_the_root(group: Location, attributes: dict[str, Any]) -> None:
+        if "unet" in attributes:
+            raise RuntimeError("killed before the end")
+        write(group, attributes)
 
     choice = stitch.Choice(threshold=0.45)
     with monkeypatch.context() as patch:
-        patch.setattr(stitch, "_count_files", lambda group: fail() if group != first else 0)
-        patch.setattr(stitch, "_is_published", lambda *_: False)
+        patch.setattr(store, "write_attributes", fail_at_the_root)
         with pytest.raises(RuntimeError, match="killed before the end"):
             stitch.run(place, choice, machines)
     (second,) = {
@@ -474,7 +485,9 @@ def test_a_result_on_s3_is_whole_or_not_there(
         zarr.open_group(ObjectStore(unfinished.objects()), mode="r")
     assert objects_in(first) == before
     stitch.run(place, choice, machines)
-    assert zarr.open_group(ObjectStore(unfinished.objects()), mode="r").attrs["unet"]["files"]
+    assert (
+        zarr.open_group(ObjectStore(unfinished.objects()), mode="r").attrs["unet"]["run"] == second
+    )
     assert not np.array_equal(opened(unfinished, "labels/mask/0")[...], seen)
     assert objects_in(first) == before
     assert np.array_equal(reader[...], seen)

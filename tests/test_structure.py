@@ -13,12 +13,13 @@ MODULES = sorted((REPOSITORY / "unet").rglob("*.py"))
 OWNERS = {
     "zarr": {"store.py", "sources/zarr_source.py"},
     "tifffile": {"sources/tiff.py"},
-    "distributed": {"cluster.py", "jobqueue.py"},
+    "distributed": {"cluster.py", "dispatch.py", "jobqueue.py"},
     "dask_jobqueue": {"jobqueue.py"},
     "torch": {
         "model.py",
         "weights.py",
         "inference.py",
+        "reference.py",
         "stages/predict.py",
         "stages/train.py",
         "training/adopt.py",
@@ -31,7 +32,7 @@ OWNERS = {
     "snakemake": set(),
     "obstore": {"location.py", "server.py"},
     "pickle": set(),
-    "dask": {"cluster.py", "jobqueue.py"},
+    "dask": {"cluster.py", "dispatch.py", "jobqueue.py"},
 }
 
 

@@ -7,6 +7,7 @@ a rule that reads a dictionary can only fail late. Nothing here opens an image o
 from __future__ import annotations
 
 import math
+import os
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -59,7 +60,10 @@ class EvaluateConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """The whole configuration; the stages' settings hold for every image."""
+    """The whole configuration; the stages' settings hold for every image.
+
+    proof  the blocks and the seed of `unet.stages.verify.Asked`
+    """
 
     images: dict[str, ImageConfig]
     stores: str | None
@@ -68,6 +72,8 @@ class Config:
     scheduler: str | None
     threshold: float
     with_image: bool
+    block_seconds: float | None
+    proof: dict[str, int]
     evaluate: tuple[EvaluateConfig, ...] = ()
 
 
@@ -94,6 +100,7 @@ def read_config(raw: Mapping[str, Any], schema_file: Path, made: Collection[str]
         except UserError as error:
             raise ConfigError(f"images[{index}] ({item['name']}): {error}") from error
         images[image.name] = image
+    minutes = filled["predict"]["block_minutes"]
     split, predict, stitch = filled["split"], filled["predict"], filled["stitch"]
     return Config(
         images=images,
@@ -104,11 +111,14 @@ def read_config(raw: Mapping[str, Any], schema_file: Path, made: Collection[str]
             shard=_sizes(split["shard"]),
             chunk=_sizes(split["chunk"]),
             core=_sizes(split["core"]),
+            tolerance=predict["tolerance"],
         ),
         device=predict["device"],
         scheduler=predict["scheduler"],
         threshold=stitch["threshold"],
         with_image=stitch["image"],
+        block_seconds=None if minutes is None else 60.0 * minutes,
+        proof=filled["verify"],
         evaluate=tuple(_evaluate(item, images, made) for item in filled["evaluate"]),
     )
 
@@ -224,3 +234,8 @@ def _sentence(error: ValidationError) -> str:
 
 def _sizes(values: list[int] | None) -> tuple[int, ...] | None:
     return None if values is None else tuple(values)
+
+
+def scheduler_address(configured: str | None) -> str | None:
+    """The scheduler to use: of the configuration, or of DASK_SCHEDULER_ADDRESS."""
+    return configured or os.environ.get("DASK_SCHEDULER_ADDRESS")

@@ -34,6 +34,10 @@ class DeviceError(UserError, RuntimeError):
     """The device asked for is not there, or cannot hold even the smallest window."""
 
 
+class WorkerError(UserError, RuntimeError):
+    """A worker computes something else than it should, and may not write."""
+
+
 class RunError(UserError, RuntimeError):
     """A run cannot end: a block failed after its retries, or the disk is full."""
 

@@ -28,7 +28,7 @@ import dask
 from dask_jobqueue.slurm import SLURMCluster
 from distributed import Security
 
-from unet.cluster import KEEP_FREED_MEMORY, NO_DASHBOARD, QUIET
+from unet.cluster import KEEP_FREED_MEMORY, NO_DASHBOARD, NOT_FOR_EVER, QUIET
 from unet.console import told
 from unet.errors import ConfigError, RunError
 
@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 
 SECTION = "jobqueue.slurm"
 LOGS = Path("logs/jobqueue")
+# A worker's status page, which Dask serves whether or not it is wanted.
+LOOPBACK_PAGE = ("--no-dashboard", "--dashboard-address", "127.0.0.1:0")
 LOOK_SECONDS = 10.0
 # Looks without a worker and without a job until it is an error: a lost job is replaced sooner.
 MOST_LOOKS = 6
@@ -74,10 +76,12 @@ def slurm_workers(jobs: int) -> Iterator[tuple[SLURMCluster, dict[str, str]]]:
     with (
         _keys() as keys,
         dask.config.set({f"distributed.comm.tls.{key}": path for key, path in keys.items()}),
+        dask.config.set(NOT_FOR_EVER),
         SLURMCluster(
             # One worker a job: it has the job's GPU, and all of its cores.
             processes=dask.config.get(f"{SECTION}.processes") or 1,
             log_directory=dask.config.get(f"{SECTION}.log-directory") or str(LOGS),
+            worker_extra_args=[*dask.config.get(f"{SECTION}.worker-extra-args"), *LOOPBACK_PAGE],
             job_script_prologue=[*dask.config.get(f"{SECTION}.job-script-prologue"), *exports],
             scheduler_options=NO_DASHBOARD | dask.config.get(f"{SECTION}.scheduler-options", {}),
             security=Security(require_encryption=True),

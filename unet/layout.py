@@ -36,6 +36,12 @@ def with_channels(sizes: Sizes, channels: int) -> Sizes:
     return (sizes[0], channels, *sizes[1:])
 
 
+def without_channels(sizes: Sizes) -> Sizes:
+    """(t, c, z, y, x), as (t, z, y, x)."""
+    t, _, *zyx = sizes
+    return (t, *zyx)
+
+
 def image_chunk(shape: Sizes) -> Sizes:
     """The chunk of an image (t, z, y, x): planes of 512 x 512, or what there is of them."""
     return (1, 1, *(min(CHUNK, round_up(side, 16)) for side in shape[2:]))

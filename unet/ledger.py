@@ -3,7 +3,7 @@
 Why a record and not a look at the store: a file that is there may be from another run. Why lines:
 appending one is all that ending a block costs, and of a torn last line only itself is lost. Each
 line is one JSON object, {"block": 17, "bytes": 48213}; it is believed only if the block's shard is
-there with this size.
+there with this size. Where the bytes depend on the processor, the line says "by" which.
 
 Every process writes a file of its own into the ledger's folder, and all read all of them, so that
 slabs of one image can run at the same time and a run may go on with another number of slabs. The
@@ -14,15 +14,29 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
 
+@dataclass(frozen=True)
+class Written:
+    """A block that is on the disk: the bytes of its shard, and the processor if it matters."""
+
+    bytes: int
+    by: str = ""
+
+
 def recorded(folder: Path) -> Iterator[tuple[int, int]]:
     """Every block that some process recorded as done, and the bytes of its shard."""
-    for file in sorted(folder.glob("*.jsonl")):
-        yield from _lines(file)
+    for block, written in _entries(folder):
+        yield block, written.bytes
+
+
+def processors(folder: Path) -> set[str]:
+    """The processors that computed the blocks."""
+    return {written.by for _, written in _entries(folder) if written.by}
 
 
 class Ledger:
@@ -48,19 +62,23 @@ class Ledger:
         if self._stream is not None:
             self._stream.close()
 
-    def add(self, block: int, size: int) -> None:
+    def add(self, block: int, written: Written) -> None:
         """Record a block as done, after its shard was written."""
         if self._stream is None:
             raise ValueError("Expected an open ledger; use it in a with statement.")
-        self._stream.write(json.dumps({"block": block, "bytes": size}) + "\n")
+        entry: dict[str, int | str] = {"block": block, "bytes": written.bytes}
+        if written.by:
+            entry["by"] = written.by
+        self._stream.write(json.dumps(entry) + "\n")
         self._stream.flush()
 
 
-def _lines(file: Path) -> Iterator[tuple[int, int]]:
-    with file.open(encoding="utf-8", errors="replace") as lines:
-        for line in lines:
-            try:
-                entry = json.loads(line)
-                yield int(entry["block"]), int(entry["bytes"])
-            except (ValueError, KeyError, TypeError):
-                continue  # a torn line: its block is computed again
+def _entries(folder: Path) -> Iterator[tuple[int, Written]]:
+    for file in sorted(folder.glob("*.jsonl")):
+        with file.open(encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                try:
+                    entry = json.loads(line)
+                    yield int(entry["block"]), Written(int(entry["bytes"]), entry.get("by", ""))
+                except (ValueError, KeyError, TypeError, AttributeError):
+                    continue  # a torn line: its block is computed again

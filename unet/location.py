@@ -286,13 +286,22 @@ def link_tree(source: Location, target: Location) -> None:
 
 
 def _link(file: str, copy: str) -> None:
-    if Path(copy).exists():
+    there, partial = Path(copy), Path(f"{copy}.partial")
+    if there.exists() and _is_same(Path(file), there):
         return
+    partial.unlink(missing_ok=True)
     try:
-        os.link(file, copy)
+        os.link(file, partial)
     except OSError:
-        shutil.copyfile(file, f"{copy}.partial")
-        Path(f"{copy}.partial").rename(copy)
+        shutil.copy2(file, partial)
+    partial.replace(there)
+
+
+def _is_same(file: Path, copy: Path) -> bool:
+    """Whether a file was linked, or copied as it is now."""
+    one, other = file.stat(), copy.stat()
+    of_time = (one.st_size, one.st_mtime_ns) == (other.st_size, other.st_mtime_ns)
+    return file.samefile(copy) or of_time
 
 
 def _local(text: str) -> Path:

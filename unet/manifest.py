@@ -13,6 +13,7 @@ import types
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from unet.durable import sync_file, sync_folder
 from unet.errors import StoreError
 
 T = TypeVar("T")
@@ -28,7 +29,9 @@ def write_whole(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     partial.write_bytes(content)
+    sync_file(partial)
     partial.replace(path)
+    sync_folder(path.parent)
 
 
 def read_manifest(path: Path, kind: type[T]) -> T:

@@ -56,9 +56,16 @@ def multiscales(
 
 
 def with_channels(
-    attributes: dict[str, Any], names: tuple[str, ...], span: tuple[float, float]
+    attributes: dict[str, Any],
+    names: tuple[str, ...],
+    span: tuple[float, float],
+    shown: tuple[tuple[float, float], ...] = (),
 ) -> dict[str, Any]:
-    """Add how a viewer shows the channels: names, colours, and the span of their values."""
+    """Add how a viewer shows the channels: names, colours, and their values.
+
+    span   the smallest and the largest
+    shown  of each channel what is black and what is white; none for the span
+    """
     rgb = {"red": "FF0000", "green": "00FF00", "blue": "0000FF"}
     low, high = span
     channels = [
@@ -66,9 +73,11 @@ def with_channels(
             "label": name,
             "color": rgb.get(name.lower(), "FFFFFF" if len(names) == 1 else _hex(i, len(names))),
             "active": True,
-            "window": {"min": low, "max": high, "start": low, "end": high},
+            "window": {"min": low, "max": high, "start": start, "end": end},
         }
-        for i, name in enumerate(names)
+        for i, (name, (start, end)) in enumerate(
+            zip(names, shown or (span,) * len(names), strict=True)
+        )
     ]
     return {"ome": {**attributes["ome"], "omero": {"channels": channels}}}
 

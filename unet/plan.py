@@ -32,6 +32,7 @@ from unet.sources.base import GRID, ORDER
 
 BATCH_PIXELS = 1 << 20  # small windows share a forward pass up to this many pixels
 RESULTS = 1  # counted up when a change of this project changes the probabilities
+TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}  # between kinds of processors
 BLOCKS_A_WORKER = 3  # one is read, one computed, one written
 
 
@@ -40,8 +41,10 @@ class ImageRef:
     """Where an image's pixels lie, and what they are; sizes are (t, z, y, x).
 
     copied  whether ingest made the store; else it is the user's own and only read
+    block   (t, z, y, x) of the shards of a copy
     axes    of the array, in its own order; `channels` of it are used, None for all
     span    the smallest and the largest value
+    shown   of each channel, the values that a viewer shows as black and as white
     digest  names the pixels: equal images have equal digests
     identity  of an image that is not copied, names its files as they were when it was ingested
     """
@@ -56,8 +59,10 @@ class ImageRef:
     channel_names: tuple[str, ...]
     pixel_size: dict[str, float]
     span: tuple[float, float] = (0.0, 0.0)
+    shown: tuple[tuple[float, float], ...] = ()
     digest: str = ""
     identity: str = ""
+    block: Sizes = ()
 
     def absolute(self) -> ImageRef:
         """With a path that workers find wherever they were started; manifests can be moved."""
@@ -73,6 +78,7 @@ class Request:
     core       likewise, the largest core of a window
     memory     bytes that one worker, and one device, may use
     precision  "float32" or "bfloat16"
+    tolerance  by how much processors of two kinds may differ in a probability; None: TOLERANCE
     """
 
     memory: int
@@ -80,6 +86,7 @@ class Request:
     shard: Sizes | None = None
     chunk: Sizes | None = None
     core: Sizes | None = None
+    tolerance: float | None = None
 
 
 @dataclass(frozen=True)
@@ -100,6 +107,10 @@ class Plan:
     device_bytes  what a device will hold: the network and one batch
     slabs         number of jobs; the result does not depend on it
     fingerprint   names everything that the probabilities depend on
+    tolerance     by how much a probability may differ on another kind of processor
+    output_files  at most so many files in the result: fewer without the image
+    output_bytes  of the result's pixels before compression, and
+    probabilities_bytes  of the probabilities
     """
 
     image: ImageRef
@@ -123,6 +134,10 @@ class Plan:
     device_bytes: int
     slabs: int
     fingerprint: str
+    tolerance: float = 0.0
+    output_files: int = 0
+    output_bytes: int = 0
+    probabilities_bytes: int = 0
 
     def box(self, block: int) -> Box:
         """The pixels of block number `block`."""
@@ -283,6 +298,7 @@ def make_plan(
             *(image.digest, image.axes, image.shape, model.fingerprint, affine, request.precision),
             *(block, chunk, RESULTS, version("torch")),
         ),
+        tolerance=TOLERANCE[request.precision] if request.tolerance is None else request.tolerance,
     )
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from unet import store
 from unet.geometry import Box, Sizes, block_box
+from unet.ledger import Written
 from unet.location import locate
 
 Values = NDArray[Any]
@@ -37,19 +38,19 @@ class LevelJob:
     factors: Sizes
     kind: str
 
-    def open(self) -> Callable[[int], int]:
+    def open(self) -> Callable[[int], Written]:
         """Open both levels on a worker."""
         above = store.open_pixels(locate(self.group), str(self.level - 1), self.axes, mode="r")
         target = store.open_pixels(locate(self.group), str(self.level), self.axes)
         shape = target.grid_shape
 
-        def shrink(index: int) -> int:
+        def shrink(index: int) -> Written:
             box = block_box(index, shape, self.block)
             start = tuple(a * f for a, f in zip(box.start, self.factors, strict=True))
             stop = tuple(b * f for b, f in zip(box.stop, self.factors, strict=True))
             values = above.read(Box(start, stop).clip(above.grid_shape))
             target.write(box, downsample(values, self.factors, self.kind))
-            return target.shard_file(index, self.block).stat().st_size
+            return Written(target.settle(index, self.block))
 
         return shrink
 

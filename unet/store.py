@@ -26,6 +26,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 from zarr.errors import ContainsArrayError, ContainsGroupError
 from zarr.storage import ObjectStore
 
+from unet.durable import sync_file, sync_folder
 from unet.errors import StoreError
 from unet.geometry import Box, Sizes, block_box, grid
 from unet.layout import Layout
@@ -63,6 +64,7 @@ class Pixels:
         self.axes = axes
         self.channels = channels
         self.own = own
+        self._settled: set[Location] = set()
 
     @property
     def grid_shape(self) -> Sizes:
@@ -85,6 +87,7 @@ class Pixels:
             try:
                 values = np.asarray(self.array[index])
             except (ValueError, OSError, RuntimeError) as error:
+                _refuse_trouble(error)
                 raise StoreError(
                     f"Expected readable chunks in {self.location}, at (t, z, y, x) = {box}, but "
                     f"one is damaged: {error}. Restore the file from a copy, or delete it and run "
@@ -102,12 +105,17 @@ class Pixels:
     def write(self, box: Box, values: NDArray[np.generic]) -> None:
         """Store `values` (t, c, z, y, x) at `box`, which is whole shards of this array."""
         where = dict(zip(GRID, box.slices, strict=True))
-        for file in self._shard_files(box):
-            file.unlink(missing_ok=True)  # Zarr reads a shard that is there, even a damaged one
         index = tuple(where.get(axis, slice(None)) for axis in self.axes)
         shape = [n for n, axis in zip(values.shape, ORDER, strict=True) if axis in self.axes]
         with told(self.location):
-            self.array[index] = values.reshape(shape)
+            try:
+                self.array[index] = values.reshape(shape)
+            except (ValueError, OSError, RuntimeError) as error:
+                _refuse_trouble(error)
+                # Of a shard that the image does not fill Zarr reads the one that is there first.
+                for file in self._shard_files(box):
+                    file.unlink(missing_ok=True)
+                self.array[index] = values.reshape(shape)
 
     def shard_sizes(self, block: Sizes) -> Callable[[int], int | None]:
         """What tells the bytes of a block's file, None where there is none: for many blocks."""
@@ -120,6 +128,17 @@ class Pixels:
         step = dict(zip(GRID, block, strict=True))
         position = tuple(start[a] // step[a] if a in step else 0 for a in self.axes)
         return self._file(position)
+
+    def settle(self, index: int, block: Sizes) -> int:
+        """Have the shard of block `index` on the disk itself; returns its bytes."""
+        file = self.shard_file(index, block)
+        sync_file(file)
+        folder = file.parent
+        while folder not in self._settled and folder != self.location:
+            self._settled.add(folder)  # what names the next shard in it is there then
+            folder = folder.parent
+            sync_folder(folder)
+        return file.stat().st_size
 
     def _refuse_holes(self, box: Box) -> None:
         for file in self._shard_files(box):
@@ -144,6 +163,12 @@ class Pixels:
         return self.location / self.array.metadata.encode_chunk_key(position)
 
 
+def _refuse_trouble(error: Exception) -> None:
+    """Raise what a disk or a system says: only what a codec says is a damaged chunk."""
+    if isinstance(error, OSError) and error.errno is not None:
+        raise error
+
+
 def create(group: Location, name: str, layout: Layout) -> Pixels:
     """Make the empty array `name` of a group, or open it where it is already as it should be.
 
@@ -163,6 +188,8 @@ def create(group: Location, name: str, layout: Layout) -> Pixels:
                 fill_value=0,
                 zarr_format=3,
             )
+        sync_file(path / "zarr.json")
+        sync_folder(group)
     pixels = open_pixels(path, "", layout.axes)
     found = (pixels.array.shape, str(pixels.array.dtype), pixels.array.shards)
     wanted = (layout.on_disk(layout.shape), layout.dtype, layout.on_disk(layout.shard))
@@ -216,8 +243,10 @@ def write_attributes(group: Location, attributes: dict[str, Any]) -> None:
             zarr.create_group(_opener(group), attributes=attributes, zarr_format=3)
         except ContainsGroupError:
             opened = zarr.open_group(_opener(group), mode="r+", zarr_format=3)
-            if any(opened.attrs.get(key) != value for key, value in attributes.items()):
-                opened.update_attributes(attributes)
+            if all(opened.attrs.get(key) == value for key, value in attributes.items()):
+                return
+            opened.update_attributes(attributes)
+    sync_file(group / "zarr.json")
 
 
 def sweep(folder: Location) -> None:

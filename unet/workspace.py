@@ -16,15 +16,21 @@ other, and going back to an earlier setting finds what was done for it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Set
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from unet import ome, store
-from unet.cluster import Client, Job, Progress, run
-from unet.geometry import Sizes
-from unet.ledger import Ledger, recorded
+from unet.claim import claimed
+from unet.cluster import Client, Job, Machines, run
+from unet.geometry import Sizes, grid
+from unet.ledger import Ledger, Written, recorded
 from unet.location import Location, RemotePath, locate
 from unet.plan import Plan
+from unet.progress import Progress
+from unet.room import refuse_little_room
 from unet.store import Pixels
 
 
@@ -34,10 +40,13 @@ class Workspace:
 
     root    of its manifests and ledgers
     stores  of its stores, a path or URL; None for `root`
+    again   of arrays, by their names in `unet.integrity`, the blocks to make again although they
+            were done
     """
 
     root: Path
     stores: str | None = None
+    again: Mapping[str, Set[int]] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -72,6 +81,11 @@ class Workspace:
         """The folder of the ledger of what is in `work`, which stays beside the manifests."""
         return self.root / "work" / work.name / "ledger"
 
+    def claimed(self, blocks: range | None = None) -> AbstractContextManager[None]:
+        """Keep other runs from this image, or from these blocks of it, while one works on it."""
+        where = self.root if isinstance(self.home, RemotePath) else self.home
+        return claimed(where / "work" / "lock", blocks)
+
 
 @dataclass(frozen=True)
 class Target:
@@ -80,50 +94,62 @@ class Target:
     pixels  the open store
     block   (t, z, y, x) of a block, which is one shard
     ledger  the folder of its ledger
+    again   blocks that are not believed, whatever is recorded
     """
 
     pixels: Pixels
     block: Sizes
     ledger: Path
+    again: Set[int] = frozenset()
 
     def done(self, count: int) -> bytearray:
         """For each of `count` blocks 1 if it is recorded and its shard is there as recorded."""
         done = bytearray(count)
         found = self.pixels.shard_sizes(self.block)
         for block, size in recorded(self.ledger):
-            if 0 <= block < count:
+            if 0 <= block < count and block not in self.again:
                 done[block] |= found(block) == size
         return done
 
+    def bytes_left(self, blocks: range) -> int:
+        """The bytes of the blocks that are not recorded, before compression."""
+        found = {block for block, _ in recorded(self.ledger) if block in blocks}
+        return self.bytes(len(blocks) - len(found))
+
+    def bytes(self, blocks: int) -> int:
+        """The bytes of so many blocks before compression, on the average."""
+        array = self.pixels.array
+        every = math.prod(grid(self.pixels.grid_shape, self.block))
+        return math.prod(array.shape) * array.dtype.itemsize * blocks // every
+
 
 def finish(
-    client: Client,
-    job: Job,
-    target: Target,
-    blocks: range,
-    writer: str,
-    in_flight: int,
-    pixels: int,
-) -> int:
-    """Do the blocks that are not done yet, and record each. Returns how many those were.
+    client: Client, job: Job, target: Target, blocks: range, writer: str, machines: Machines
+) -> None:
+    """Do the blocks that are not done yet, and record each.
 
-    job     writes a block and returns the bytes of its shard
+    job     writes a block, has it on the disk, and returns it as `Written`
     writer  names this process's ledger file, unique among jobs that run at the same time
-    pixels  that the blocks hold in all, for the progress lines
+
+    Raises RunError where the disk has no room for them.
     """
     done = target.done(blocks.stop)
     already = sum(done[blocks.start : blocks.stop])
     if already == len(blocks):
-        return 0
+        return
+    needed = target.bytes(len(blocks) - already)
+    refuse_little_room(target.pixels.location, needed, f"{job.name}: its pixels")
+    shape = target.pixels.grid_shape
+    pixels = math.prod(shape) * len(blocks) // math.prod(grid(shape, target.block))
     progress = Progress(job.name, len(blocks), already, pixels)
     with Ledger(target.ledger, writer) as ledger:
 
-        def record(block: int, size: int) -> None:
-            ledger.add(block, size)
+        def record(block: int, written: Written) -> None:
+            ledger.add(block, written)
             progress.step()
 
-        run(client, job, (block for block in blocks if not done[block]), record, in_flight)
-    return len(blocks) - already
+        left = (block for block in blocks if not done[block])
+        run(client, job, left, record, machines.in_flight, machines.block_seconds)
 
 
 def probabilities_group(plan: Plan, place: Workspace) -> Location:
@@ -137,4 +163,5 @@ def probabilities(plan: Plan, place: Workspace) -> Target:
     described = ome.multiscales(place.name, plan.axes, plan.image.pixel_size, [(1,) * 4], "mean")
     store.write_attributes(group, ome.with_channels(described, plan.classes[1:], (0.0, 1.0)))
     pixels = store.create(group, "0", plan.probabilities())
-    return Target(pixels, plan.block, place.ledger(group.parent))
+    again = place.again.get("probabilities", frozenset())
+    return Target(pixels, plan.block, place.ledger(group.parent), again)

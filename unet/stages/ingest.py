@@ -23,18 +23,20 @@ from unet import cluster, ome, store
 from unet.errors import SourceError
 from unet.geometry import Box, Sizes, block_box, grow_block, round_up
 from unet.layout import BLOCK_PIXELS, image_chunk, image_layout
+from unet.ledger import Written
 from unet.location import check, locate, version
 from unet.manifest import fingerprint, write_manifest, write_whole
 from unet.model_folder import find_model
 from unet.plan import ImageRef
 from unet.sources import open_source, source_files
 from unet.sources.base import GRID, ORDER, Source, SourceSpec
-from unet.statistics import BINS, Bins
+from unet.statistics import BINS, Bins, Summary
 from unet.workspace import Target, Workspace, finish
 
 LARGEST_PIECE = 1 << 30
 HISTOGRAMS = "histograms.npy"
 IMAGE = "image.ome.zarr"
+SHOWN_PERCENTILES = (0.1, 99.9)
 READERS = 1  # counted up when a reader gives other pixels than before
 DIGEST_BYTES = hashlib.sha256().digest_size
 
@@ -62,18 +64,18 @@ class CopyJob:
     image: ImageRef
     block: Sizes
 
-    def open(self) -> Callable[[int], int]:
+    def open(self) -> Callable[[int], Written]:
         """Open the source on a worker; it is read by several threads at once."""
         source = open_source(self.source)
         target = store.open_pixels(locate(self.image.store), self.image.array, self.image.axes)
 
-        def copy(index: int) -> int:
+        def copy(index: int) -> Written:
             box = block_box(index, self.image.shape, self.block)
             pixels = source.read(box)
             if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
                 raise _not_finite(self.source.path, box)
             target.write(box, pixels)
-            return target.shard_file(index, self.block).stat().st_size
+            return Written(target.settle(index, self.block))
 
         return copy
 
@@ -137,7 +139,7 @@ def run(
         if model is not None:
             find_model(model).refuse_channels(source.channel_names, spec.path)
         image, block = _located(source, spec, place)
-        with cluster.connect(machines) as client:
+        with place.claimed(), cluster.connect(machines) as client:
             if source.in_place is None:
                 job = CopyJob(f"ingest {place.name}", _absolute(spec), image.absolute(), block)
                 _copy(job, place, client, machines)
@@ -177,6 +179,7 @@ def _located(source: Source, spec: SourceSpec, place: Workspace) -> tuple[ImageR
         dtype=str(source.dtype),
         channel_names=source.channel_names,
         pixel_size=source.pixel_size,
+        block=block if there is None else (),
     )
     return image, block
 
@@ -196,16 +199,18 @@ def _copy(
 ) -> None:
     image, block = job.image, job.block
     group = locate(image.store)
-    store.sweep(group)
     channels = len(image.channel_names)
     layout = image_layout(image.axes, image.shape, channels, image.dtype, block)
     described = ome.multiscales(
         IMAGE.removesuffix(".zarr"), image.axes, image.pixel_size, [(1,) * 4], "mean"
     )
     store.write_attributes(group, described)
-    target = Target(store.create(group, image.array, layout), block, place.ledger(group.parent))
+    pixels = store.create(group, image.array, layout)
+    again = place.again.get("image copy", frozenset())
+    target = Target(pixels, block, place.ledger(group.parent), again)
     count = store.block_count(image.shape, block)
-    finish(client, job, target, range(count), "ingest", machines.in_flight, math.prod(image.shape))
+    finish(client, job, target, range(count), "ingest", machines)
+    store.sweep(group)
 
 
 def _survey(
@@ -234,7 +239,8 @@ def _survey(
                 total[filled] += counts
 
         job = SurveyJob(f"survey {place.name}", image.absolute(), block, bins)
-        cluster.run(client, job, iter(range(count)), add, machines.in_flight)
+        blocks = iter(range(count))
+        cluster.run(client, job, blocks, add, machines.in_flight, machines.block_seconds)
         return digests, low, high
 
     totals = np.zeros((channels, BINS), np.int64)
@@ -246,8 +252,26 @@ def _survey(
     content = io.BytesIO()  # numpy itself does not say that a disk is full
     np.save(content, totals)
     write_whole(place.root / HISTOGRAMS, content.getvalue())
-    image = replace(image, span=(min(low), max(high)), digest=digest)
+    shown = _shown(image, bins, totals)
+    image = replace(image, span=(min(low), max(high)), shown=shown, digest=digest)
     return image, Ingested(image, HISTOGRAMS, bins)
+
+
+def _shown(
+    image: ImageRef, bins: tuple[Bins, ...], counts: NDArray[np.int64]
+) -> tuple[tuple[float, float], ...]:
+    """Of each channel nearly all values: a few bright pixels must not leave the others black.
+
+    8 bits are what a screen shows: they stay as they are, and so does their colour.
+    """
+    if image.dtype == "uint8":
+        return ((0.0, 255.0),) * len(bins)
+    spans = []
+    for of_channel, counted in zip(bins, counts, strict=True):
+        found = Summary.of(of_channel, counted, SHOWN_PERCENTILES)
+        low, high = (found.percentiles[p] for p in SHOWN_PERCENTILES)
+        spans.append((low, high) if low < high else (found.minimum, found.maximum))
+    return tuple(spans)
 
 
 def _absolute(spec: SourceSpec) -> SourceSpec:

@@ -7,11 +7,11 @@ lock gives the device to one of them, so that reading and writing hide behind co
 
 from __future__ import annotations
 
-import math
 import os
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from uuid import uuid4
 
 import numpy as np
 import torch
@@ -20,10 +20,12 @@ from unet import cluster, store
 from unet.errors import DeviceError, ModelError
 from unet.geometry import read_mirrored, slab_range
 from unet.inference import Inference, WindowRunner
+from unet.ledger import Written
 from unet.location import locate
-from unet.manifest import write_manifest
+from unet.manifest import read_manifest, write_manifest
 from unet.model_folder import find_model
 from unet.plan import Plan
+from unet.reference import Reference, processor_name
 from unet.stages.split import read_plan, refuse_changed
 from unet.weights import load_network
 from unet.workspace import Workspace, finish, probabilities, probabilities_group
@@ -46,6 +48,7 @@ class PredictJob:
     store    group of the probabilities
     device   "gpu", "cpu", or "auto": a GPU where the worker sees one
     threads  of torch, on a CPU; None for the cores of the worker
+    reference  what the worker has to reproduce first; None: it is the one that others are held to
     """
 
     name: str
@@ -53,16 +56,18 @@ class PredictJob:
     store: str
     device: str
     threads: int | None
+    reference: Reference | None = None
 
-    def open(self) -> Callable[[int], int]:
-        """Load the network on a worker and open its stores."""
+    def open(self) -> Callable[[int], Written]:
+        """Load the network on a worker and open its stores. Raises WorkerError; see `Reference`."""
         plan, image = self.plan, self.plan.image
         source = store.open_image(image)
         target = store.open_pixels(locate(self.store), "0", plan.axes)
-        runner = self.runner()
+        runner = self.checked_runner()
+        processor = processor_name(self.torch_device())
         device = threading.Lock()
 
-        def predict(block: int) -> int:
+        def predict(block: int) -> Written:
             box = plan.box(block)
             pixels = read_mirrored(source.read, plan.reads(block), image.shape)
             with device:
@@ -73,9 +78,16 @@ class PredictJob:
                     f"of the image or of the weights are too large for the network's numbers."
                 )
             target.write(box, probabilities)
-            return target.shard_file(block, plan.block).stat().st_size
+            return Written(target.settle(block, plan.block), processor)
 
         return predict
+
+    def checked_runner(self) -> WindowRunner:
+        """The runner, once it has reproduced the reference window; else WorkerError."""
+        runner = self.runner()
+        if self.reference is not None:
+            self.reference.refuse_other(runner, self.plan, processor_name(self.torch_device()))
+        return runner
 
     def runner(self) -> WindowRunner:
         """What turns the pixels of a block into probabilities."""
@@ -92,14 +104,14 @@ class PredictJob:
             spec.architecture.dims,
             plan.offset,
             plan.scale,
-            self._torch_device(),
+            self.torch_device(),
             plan.precision,
         )
         return WindowRunner(
             inference, plan.stride, plan.halo, plan.core, plan.batch, len(plan.classes)
         )
 
-    def _torch_device(self) -> str:
+    def torch_device(self) -> str:
         """The worker's device; its GPU is the first that it sees, since others are hidden."""
         there = torch.cuda.is_available()
         if self.device == "gpu" and not there:
@@ -118,20 +130,41 @@ def run(place: Workspace, slab: int, slabs: int, machines: cluster.Machines, dev
     blocks = slab_range(slab, slabs, plan.blocks)
     # A light network runs in as many processes as fit in the memory that one may use.
     machines = machines.at_least(plan.memory // plan.worker_bytes)
-    job = PredictJob(
-        name=f"predict {place.name} {slab + 1}/{slabs} {plan.fingerprint}",
+    writer = f"slab-{slab + 1}-of-{slabs}"
+    with place.claimed(blocks), cluster.connect(machines) as client:
+        named = job(place, plan, machines, device)
+        named = replace(named, name=f"{named.name} {slab + 1}/{slabs}")
+        finish(client, named, target, blocks, writer, machines)
+    refuse_changed(plan.image)
+    manifest = place.root / "predict" / f"{slab + 1}-of-{slabs}.json"
+    write_manifest(manifest, Predicted(plan.fingerprint, slab, slabs, len(blocks)))
+
+
+def job(place: Workspace, plan: Plan, machines: cluster.Machines, device: str) -> PredictJob:
+    """What predicts blocks of a plan, with the reference window that its workers are held to."""
+    predicting = PredictJob(
+        name=f"predict {place.name}",
         plan=plan.absolute(),
         store=str(probabilities_group(plan, place).absolute()),
         device=device,
         threads=None if machines.address else max(1, machines.cores // machines.workers),
     )
-    pixels = math.prod(plan.image.shape) * len(blocks) // plan.blocks
-    writer = f"slab-{slab + 1}-of-{slabs}"
-    with cluster.connect(machines) as client:
-        finish(client, job, target, blocks, writer, machines.in_flight, pixels)
-    refuse_changed(plan.image)
-    manifest = place.root / "predict" / f"{slab + 1}-of-{slabs}.json"
-    write_manifest(manifest, Predicted(plan.fingerprint, slab, slabs, len(blocks)))
+    return replace(predicting, reference=_reference(place, predicting))
+
+
+def _reference(place: Workspace, predicting: PredictJob) -> Reference:
+    """The plan's reference window: of the first of its jobs, on a CPU in float32."""
+    work = place.work("predict", predicting.plan.fingerprint)
+    file = place.ledger(work).with_name("reference.json")
+    if not file.exists():
+        exact = replace(predicting.plan, precision="float32")
+        runner = replace(predicting, plan=exact, device="cpu", threads=1).runner()
+        computed = Reference.of(runner, exact, processor_name("cpu"))
+        # Slabs may come here at once; what they write agrees, and whole files replace each other.
+        draft = file.with_name(f"reference-{uuid4().hex}.json")
+        write_manifest(draft, computed)
+        draft.replace(file)
+    return read_manifest(file, Reference)
 
 
 def choose_devices(wanted: str, gpus: int) -> tuple[str, ...]:

@@ -8,14 +8,17 @@ reads manifests only, never pixels, and refuses what cannot work before anything
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import numpy as np
 
 from unet import store
+from unet.contents import Footprint, footprint, to_write
 from unet.errors import ModelError, SourceError
 from unet.manifest import read_manifest, write_manifest
 from unet.model_folder import ModelSpec, find_model
 from unet.plan import ImageRef, Plan, Request, make_plan
+from unet.room import refuse_little_room
 from unet.stages.ingest import Ingested
 from unet.statistics import Summary
 from unet.workspace import Workspace, probabilities
@@ -46,18 +49,38 @@ def run(place: Workspace, model: str, request: Request, slabs: int) -> Plan:
         request=request,
         slabs=slabs,
     )
-    probabilities(plan, place)  # made here, by one job, before slabs open it side by side
-    write_manifest(place.manifest("split"), plan)
+    plan = with_footprint(plan)
+    with place.claimed():
+        # Made here, by one job, before slabs open it side by side.
+        left = probabilities(plan, place).bytes_left(range(plan.blocks))
+        if left:
+            what = f"{place.name}: the probabilities and the result"
+            refuse_little_room(place.home, left + to_write(plan), what)
+        write_manifest(place.manifest("split"), plan)
     log.info("%s: %s", place.name, described(plan))
     return plan
 
 
+def with_footprint(plan: Plan) -> Plan:
+    """The plan, telling what its run will write."""
+    result = footprint(plan)
+    return replace(
+        plan,
+        output_files=result.files,
+        output_bytes=result.bytes,
+        probabilities_bytes=Footprint.of([plan.probabilities()]).bytes,
+    )
+
+
 def described(plan: Plan) -> str:
     """The plan in one sentence, for the log."""
+    space = plan.probabilities_bytes / 1e9
     return (
         f"{plan.blocks} blocks of {plan.block} in {plan.slabs} slabs, {plan.windows} windows of "
         f"core {plan.core}, {plan.flop / 1e9:,.0f} GFLOP; a worker holds "
         f"{plan.worker_bytes / 1e9:.2f} GB, of that on its device {plan.device_bytes / 1e9:.2f} GB"
+        f"; the result has at most {plan.output_files} files and {plan.output_bytes / 1e9:.2f} GB, "
+        f"and the probabilities {space:.2f} GB, before compression"
     )
 
 

@@ -10,7 +10,6 @@ one stays where it is. So whoever opens the result sees a whole one.
 from __future__ import annotations
 
 import logging
-import math
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -19,22 +18,23 @@ from pathlib import Path
 from typing import Any
 
 from unet import cluster, ome, store
+from unet.contents import image_arrays, level_factors, mask_arrays
 from unet.decision import decide
+from unet.durable import sync_folder
 from unet.errors import ConfigError, StoreError
 from unet.geometry import Sizes, block_box
-from unet.layout import Layout, image_block, image_layout, pyramid
-from unet.location import Location, RemotePath, files, link_tree, locate
+from unet.layout import Layout, without_channels
+from unet.ledger import Written
+from unet.location import Location, RemotePath, link_tree, locate
 from unet.manifest import fingerprint, write_manifest
 from unet.plan import RESULTS, ImageRef, Plan
 from unet.pyramid import LevelJob
-from unet.sources.base import ORDER
 from unet.stages.split import read_plan, refuse_changed
 from unet.workspace import Target, Workspace, finish, probabilities, probabilities_group
 
 log = logging.getLogger(__name__)
 
 MASK = Path("labels", "mask")
-METADATA = "zarr.json"
 NAMED_HOLES = 5
 
 
@@ -69,16 +69,16 @@ class MaskJob:
     source: str
     target: str
 
-    def open(self) -> Callable[[int], int]:
+    def open(self) -> Callable[[int], Written]:
         """Open the probabilities and the mask on a worker."""
         plan = self.plan
         found = store.open_pixels(locate(self.source), "0", plan.axes, mode="r")
         target = store.open_pixels(locate(self.target), "0", plan.mask().axes)
 
-        def decide_block(block: int) -> int:
+        def decide_block(block: int) -> Written:
             box = plan.box(block)
             target.write(box, decide(found.read(box), self.threshold))
-            return target.shard_file(block, plan.block).stat().st_size
+            return Written(target.settle(block, plan.block))
 
         return decide_block
 
@@ -93,16 +93,16 @@ class ImageJob:
     axes: str
     block: Sizes
 
-    def open(self) -> Callable[[int], int]:
+    def open(self) -> Callable[[int], Written]:
         """Open both images on a worker."""
         image = self.image
         source = store.open_image(image)
         target = store.open_pixels(locate(self.target), "0", self.axes)
 
-        def copy(block: int) -> int:
+        def copy(block: int) -> Written:
             box = block_box(block, image.shape, self.block)
             target.write(box, source.read(box))
-            return target.shard_file(block, self.block).stat().st_size
+            return Written(target.settle(block, self.block))
 
         return copy
 
@@ -120,25 +120,36 @@ def run(place: Workspace, choice: Choice, machines: cluster.Machines) -> None:
         )
     refuse_changed(plan.image)
     source = probabilities(plan, place)
-    store.sweep(probabilities_group(plan, place))
-    refuse_holes(plan, source)
-    image = replace(plan.image, store="", digest="")
-    described = (plan.fingerprint, choice, place.name, image, plan.classes, RESULTS)
-    work = place.work("stitch", fingerprint(*described))
-    group, result = place.built(work.name)
-    store.sweep(group)
-    if not _is_published(result, work.name):
-        (group / METADATA).unlink(missing_ok=True)
+    work = place.work("stitch", fingerprint_of(plan, choice, place))
+    built, result = place.built(work.name)
+    is_there = store.read_attributes(result).get("unet", {}).get("run") == work.name
+    group = result if is_there else built
+    with place.claimed():
+        store.sweep(probabilities_group(plan, place))
+        refuse_holes(plan, source)
         with cluster.connect(machines) as client:
-            builder = _Builder(place, plan, group, client, machines.in_flight)
+            builder = Builder(place, plan, group, place.ledger(work), client, machines)
             shown = builder.image() if choice.image else {}
-            builder.mask(choice.threshold, probabilities_group(plan, place).absolute())
-        made = {"run": work.name, "files": _count_files(group) + 1}
-        store.write_attributes(group, {**shown, "unet": made})
-        publish(group, result)
+            builder.mask(choice.threshold)
+        store.sweep(group)
+        if not is_there:
+            store.write_attributes(group, {**shown, "unet": {"run": work.name}})
+            publish(group, result)
     manifest = Stitched(str(result), str(result / MASK), work.name)
     write_manifest(place.manifest("stitch"), manifest)
     log.info("%s: the mask is %s", place.name, manifest.mask)
+
+
+def result_of(place: Workspace, plan: Plan, choice: Choice) -> Location:
+    """Where the result of a plan ends."""
+    work = place.work("stitch", fingerprint_of(plan, choice, place))
+    return place.built(work.name)[1]
+
+
+def fingerprint_of(plan: Plan, choice: Choice, place: Workspace) -> str:
+    """Names everything that a result depends on."""
+    image = replace(plan.image, store="", digest="")
+    return fingerprint(plan.fingerprint, choice, place.name, image, plan.classes, RESULTS)
 
 
 def refuse_holes(plan: Plan, source: Target) -> None:
@@ -173,80 +184,72 @@ def publish(group: Location, result: Location) -> None:
     except OSError:
         replaced.rename(result)
         raise
+    sync_folder(result.parent)
     shutil.rmtree(replaced, ignore_errors=True)
 
 
-class _Builder:
-    """Makes the parts of the result in its group, each resumed where it was."""
+@dataclass(frozen=True)
+class Builder:
+    """Makes the parts of a result in `group`, each resumed where it was.
 
-    def __init__(
-        self, place: Workspace, plan: Plan, group: Location, client: cluster.Client, in_flight: int
-    ) -> None:
-        self._place, self._plan, self._group = place, plan.absolute(), group.absolute()
-        self._client, self._in_flight = client, in_flight
-        size = plan.image.pixel_size
-        spacing = (size.get("z", size.get("x", 1.0)), size.get("y", 1.0), size.get("x", 1.0))
-        self._levels = pyramid(plan.image.shape, spacing)
+    group    a folder that takes the result's place when it is whole, or the result itself, of
+             which then only what is missing is made
+    ledgers  of its arrays
+    """
+
+    place: Workspace
+    plan: Plan
+    group: Location
+    ledgers: Path
+    client: cluster.Client
+    machines: cluster.Machines
 
     def image(self) -> dict[str, Any]:
         """The image and its smaller levels. Returns its description."""
-        image = self._plan.image
-        axes = "".join(axis for axis in ORDER if axis in image.axes)
-        channels = len(image.channel_names)
+        image, group = self.plan.image.absolute(), self.group.absolute()
+        whole, *_ = arrays = image_arrays(image)
         if image.copied:
-            link_tree(locate(image.store) / image.array, self._group / "0")
+            link_tree(locate(image.store) / image.array, group / "0")
         else:
-            block = image_block(image.shape)
-            job = ImageJob(self._title("copy"), image, str(self._group), axes, block)
-            layout = image_layout(axes, image.shape, channels, image.dtype, block)
-            self._finish(job, self._group, 0, layout)
-        self._pyramid(self._group, axes, channels, image.dtype, "mean")
-        described = ome.multiscales(self._place.name, axes, image.pixel_size, self._levels, "mean")
-        return ome.with_channels(described, image.channel_names, image.span)
+            block = without_channels(whole.shard)
+            job = ImageJob(self._title("copy"), image, str(group), whole.axes, block)
+            self._finish(job, group, 0, whole)
+        self._pyramid(group, arrays, "mean")
+        name, levels = self.place.name, level_factors(image)
+        described = ome.multiscales(name, whole.axes, image.pixel_size, levels, "mean")
+        return ome.with_channels(described, image.channel_names, image.span, image.shown)
 
-    def mask(self, threshold: float, probabilities: Location) -> None:
+    def mask(self, threshold: float) -> None:
         """The mask, its smaller levels and what its values mean."""
-        plan, group = self._plan, self._group / MASK
-        layout = plan.mask()
-        job = MaskJob(self._title("mask"), plan, threshold, str(probabilities), str(group))
-        self._finish(job, group, 0, layout)
-        self._pyramid(group, layout.axes, 1, layout.dtype, "mode")
-        described = ome.multiscales(
-            MASK.name, layout.axes, plan.image.pixel_size, self._levels, "mode"
-        )
+        plan, group = self.plan.absolute(), self.group.absolute() / MASK
+        whole, *_ = arrays = mask_arrays(plan)
+        source = str(probabilities_group(plan, self.place).absolute())
+        job = MaskJob(self._title("mask"), plan, threshold, source, str(group))
+        self._finish(job, group, 0, whole)
+        self._pyramid(group, arrays, "mode")
+        levels = level_factors(plan.image)
+        described = ome.multiscales(MASK.name, whole.axes, plan.image.pixel_size, levels, "mode")
         store.write_attributes(group, ome.with_label(described, plan.classes))
         store.write_attributes(group.parent, ome.label_list([MASK.name]))
 
-    def _pyramid(self, group: Location, axes: str, channels: int, dtype: str, kind: str) -> None:
-        shape = self._plan.image.shape
-        for level, (above, here) in enumerate(pairwise(self._levels), start=1):
-            smaller = tuple(-(-n // f) for n, f in zip(shape, here, strict=True))
-            block = image_block(smaller)
+    def _pyramid(self, group: Location, arrays: list[Layout], kind: str) -> None:
+        steps = pairwise(level_factors(self.plan.image))
+        for level, (above, here) in enumerate(steps, start=1):
+            layout = arrays[level]
             factors = tuple(b // a for a, b in zip(above, here, strict=True))
-            title = self._title(f"{kind} level {level}")
-            job = LevelJob(title, str(group), level, axes, block, factors, kind)
-            self._finish(job, group, level, image_layout(axes, smaller, channels, dtype, block))
+            title, block = self._title(f"{kind} level {level}"), without_channels(layout.shard)
+            job = LevelJob(title, str(group), level, layout.axes, block, factors, kind)
+            self._finish(job, group, level, layout)
 
     def _finish(self, job: cluster.Job, group: Location, level: int, layout: Layout) -> None:
         pixels = store.create(group, str(level), layout)
-        t, _, *zyx = layout.shard
-        block = (t, *zyx)
-        of_group = "image" if group == self._group else group.name
-        ledger = self._place.ledger(self._group.parent) / of_group / str(level)
-        target = Target(pixels, block, ledger)
+        block = without_channels(layout.shard)
+        name = "image" if group == self.group.absolute() else MASK.name
+        ledger = self.ledgers / name / str(level)
+        again = self.place.again.get(f"{name} level {level}", frozenset())
         blocks = range(store.block_count(pixels.grid_shape, block))
-        size = math.prod(pixels.grid_shape)
-        finish(self._client, job, target, blocks, "stitch", self._in_flight, size)
+        target = Target(pixels, block, ledger, again)
+        finish(self.client, job, target, blocks, "stitch", self.machines)
 
     def _title(self, what: str) -> str:
-        return f"{what} {self._place.name} {self._plan.fingerprint}"
-
-
-def _is_published(result: Location, run: str) -> bool:
-    """Whether the result that is there is already the one of this run, and whole."""
-    recorded = store.read_attributes(result).get("unet")
-    return bool(recorded == {"run": run, "files": _count_files(result)})
-
-
-def _count_files(group: Location) -> int:
-    return sum(1 for _ in files(group))
+        return f"{what} {self.place.name}"

@@ -1,3 +1,4 @@
+import time
 from dataclasses import asdict
 from functools import cache
 from importlib.metadata import version
@@ -5,7 +6,7 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-from unet.config import read_config
+from unet.config import read_config, scheduler_address
 from unet.errors import UserError
 from unet.model_folder import find_model
 from unet.sources import local_files
@@ -119,8 +120,18 @@ def files_of_model(name):
     return [str(model.folder / "model.yaml"), str(model.weights)]
 
 
+def now(wildcards):
+    """Never the same: what may have been damaged since the last time is looked at again."""
+    return time.time_ns()
+
+
 def machine_cores():
-    """All cores of a workstation; a cluster's profile sets the threads of each rule."""
+    """All cores of a workstation; a cluster's profile sets the threads of each rule.
+
+    Where workers are elsewhere a stage only hands out blocks, and many can at once.
+    """
+    if scheduler_address(CONFIG.scheduler):
+        return 1
     return getattr(workflow.resource_settings, "cores", None) or 8
 
 

@@ -15,6 +15,7 @@ rule ingest:
         model=model_of,
         scheduler=CONFIG.scheduler,
         stores=CONFIG.stores,
+        block_seconds=CONFIG.block_seconds,
         version=VERSION,
     script:
         "../../scripts/ingest.py"

@@ -16,6 +16,7 @@ rule predict:
         device=CONFIG.device,
         scheduler=CONFIG.scheduler,
         stores=CONFIG.stores,
+        block_seconds=CONFIG.block_seconds,
         version=VERSION,
     script:
         "../../scripts/predict.py"

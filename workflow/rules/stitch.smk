@@ -16,6 +16,7 @@ rule stitch:
         image=CONFIG.with_image,
         scheduler=CONFIG.scheduler,
         stores=CONFIG.stores,
+        block_seconds=CONFIG.block_seconds,
         version=VERSION,
     script:
         "../../scripts/stitch.py"

@@ -1,0 +1,528 @@
+"""Faults, injected on purpose into real stages: what is left is byte for byte an undisturbed run's.
+
+Kills come at random moments of seeded sequences: whole groups of processes by SIGKILL, again and
+again within one run. What was recorded as done is never done again, which the ledgers show, since a
+block that is done twice is recorded twice.
+"""
+
+from __future__ import annotations
+
+import errno
+import multiprocessing
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import dask
+import psutil
+import pytest
+import tifffile
+import yaml
+from conftest import REPOSITORY, ModelMaker, files_in, picture
+from support import GENEROUS, ONE_CORE
+from test_errors import small_disk
+
+from unet import cluster, dispatch, layout, room
+from unet.claim import claimed
+from unet.cluster import Machines
+from unet.errors import RunError, SourceError, WorkerError
+from unet.ledger import recorded
+from unet.model_folder import ModelSpec
+from unet.plan import Request
+from unet.sources.base import SourceSpec
+from unet.stages import ingest, predict, split, stitch
+from unet.workspace import Workspace
+
+pytestmark = pytest.mark.timeout(900)
+
+KILLS = 4  # in each of three stages, so a dozen moments
+SIDE, BLOCK = 160, 16  # 100 blocks, so that some are always left to be killed in
+SMALL_BLOCKS = Request(
+    memory=GENEROUS, shard=(BLOCK, BLOCK), chunk=(BLOCK, BLOCK), core=(BLOCK, BLOCK)
+)
+TWO_CORES = Machines.for_data(None, 2)
+STAGES = ("ingest", "predict", "stitch")
+LEDGERS = {
+    "ingest": "work/ingest-*/ledger",
+    "predict": "work/predict-*/ledger",
+    "stitch": "work/stitch-*/ledger/mask/0",
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """An image and a model, and the folder of an undisturbed run."""
+
+    source: SourceSpec
+    model: Path
+    place: Workspace
+
+
+def run_stage(name: str, case: Case, place: Workspace, machines: Machines) -> None:
+    """A stage as its script calls it, but that ingest too has many blocks of a small image."""
+    ingest.BLOCK_PIXELS, layout.CHUNK = BLOCK * BLOCK, BLOCK
+    if name == "ingest":
+        ingest.run(case.source, place, machines)
+    elif name == "split":
+        split.run(place, str(case.model), SMALL_BLOCKS, slabs=1)
+    elif name == "predict":
+        predict.run(place, 0, 1, machines, "cpu")
+    else:
+        stitch.run(place, stitch.Choice(), machines)
+
+
+@pytest.fixture(scope="module")
+def case(
+    tmp_path_factory: pytest.TempPathFactory, tiny_model: ModelSpec, machines: Machines
+) -> Iterator[Case]:
+    folder = tmp_path_factory.mktemp("faults")
+    tifffile.imwrite(folder / "image.tif", picture(SIDE, SIDE), tile=(BLOCK, BLOCK))
+    place = Workspace(folder / "image")
+    found = Case(SourceSpec(str(folder / "image.tif")), tiny_model.folder, place)
+    with pytest.MonkeyPatch.context() as restored:
+        restored.setattr(ingest, "BLOCK_PIXELS", ingest.BLOCK_PIXELS)
+        restored.setattr(layout, "CHUNK", layout.CHUNK)
+        for stage in ("ingest", "split", "predict", "stitch"):
+            run_stage(stage, found, place, machines)
+        yield found
+
+
+def stores(place: Workspace) -> dict[str, bytes]:
+    """Every byte of the image's copy, the probabilities and the result."""
+    return {
+        f"{folder.name}/{name}": content
+        for pattern in ("work/*/*.ome.zarr", "*.ome.zarr")
+        for folder in sorted(place.root.glob(pattern))
+        for name, content in files_in(folder).items()
+    }
+
+
+def times_done(place: Workspace, stage: str) -> Counter[int]:
+    return Counter(
+        block for folder in place.root.glob(LEDGERS[stage]) for block, _ in recorded(folder)
+    )
+
+
+def assert_undisturbed(place: Workspace, case: Case) -> None:
+    assert stores(place) == stores(case.place)
+    assert not list(place.root.rglob("*.partial"))
+    for stage in STAGES:
+        found = times_done(place, stage)
+        assert found == times_done(case.place, stage), f"{stage}: a finished block was done again"
+        assert set(found.values()) == {1}
+
+
+def wait_until(happened: Callable[[], bool], alive: Callable[[], bool]) -> None:
+    while not happened():
+        assert alive(), "the stage ended before it could be disturbed"
+        time.sleep(0.002)
+
+
+class Moments:
+    """Random moments of a stage, by how many blocks are done: each a few more than the last."""
+
+    def __init__(self, seed: str, most_blocks: int) -> None:
+        self._draw, self._most = random.Random(seed), most_blocks
+
+    def wait(self, place: Workspace, stage: str, alive: Callable[[], bool]) -> None:
+        wanted = sum(times_done(place, stage).values()) + self._draw.randint(1, self._most)
+        wait_until(lambda: sum(times_done(place, stage).values()) >= wanted, alive)
+        time.sleep(self._draw.uniform(0, 0.02))
+
+
+def workers_of(pid: int, but: set[int]) -> list[psutil.Process]:
+    """The worker processes that a process started."""
+    return [
+        child
+        for child in psutil.Process(pid).children()
+        if child.pid not in but and "spawn_main" in " ".join(child.cmdline())
+    ]
+
+
+def test_killed_workers(case: Case, tmp_path: Path) -> None:
+    """SIGKILL of a worker, a dozen times, in each stage: others are started and go on."""
+    place = Workspace(tmp_path / "image")
+    others = {child.pid for child in psutil.Process().children()}
+    for stage in ("ingest", "split", "predict", "stitch"):
+        running = threading.Thread(target=run_stage, args=(stage, case, place, TWO_CORES))
+        running.start()
+        moments = Moments(f"worker {stage}", most_blocks=12)
+        for _ in range(KILLS if stage in STAGES else 0):
+            moments.wait(place, stage, running.is_alive)
+            wait_until(lambda: bool(workers_of(os.getpid(), others)), running.is_alive)
+            for worker in workers_of(os.getpid(), others)[:1]:
+                worker.kill()
+        running.join()
+    assert_undisturbed(place, case)
+
+
+def test_killed_stages(case: Case, tmp_path: Path) -> None:
+    """SIGKILL of a stage's process, in which its scheduler lives, a dozen times."""
+    place = Workspace(tmp_path / "image")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["test_faults"])
+    for stage in ("ingest", "split", "predict", "stitch"):
+        arguments = (stage, case, place, ONE_CORE)
+        moments = Moments(f"stage {stage}", most_blocks=12)
+        for _ in range(KILLS if stage in STAGES else 0):
+            running = context.Process(target=run_stage, args=arguments)
+            running.start()
+            moments.wait(place, stage, running.is_alive)
+            workers = workers_of(running.pid, but=set())
+            running.kill()
+            running.join()
+            psutil.wait_procs(workers, timeout=30)
+            assert not [worker for worker in workers if worker.is_running()], "a worker stayed"
+        running = context.Process(target=run_stage, args=arguments)
+        running.start()
+        running.join()
+        assert running.exitcode == 0
+    assert_undisturbed(place, case)
+
+
+def test_killed_workflows(case: Case, tmp_path: Path) -> None:
+    """SIGKILL of Snakemake and all that it started, ten times, in each stage."""
+    config = {
+        "images": [{"name": "image", "path": case.source.path, "model": str(case.model)}],
+        "split": {key: [BLOCK, BLOCK] for key in ("shard", "chunk", "core")},
+        "predict": {"device": "cpu"},
+    }
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "config.yaml").write_text(yaml.safe_dump(config))
+    command = [
+        str(Path(sys.executable).with_name("snakemake")),
+        *("--snakefile", str(REPOSITORY / "workflow" / "Snakefile"), "--cores", "1"),
+        *("--directory", str(tmp_path), "--rerun-incomplete", "--nolock", "--quiet"),
+    ]
+    place = Workspace(tmp_path / "results" / "image")
+    draw, log = random.Random("workflow"), tmp_path / "logs" / "image" / "ingest.log"
+    for stage, kills in (("ingest", 3), ("predict", 4), ("stitch", 3)):
+        moments = Moments(f"workflow {stage}", most_blocks=18)
+        for _ in range(kills):
+            running = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
+
+            def alive(running: subprocess.Popen[bytes] = running) -> bool:
+                return running.poll() is None
+
+            if stage == "ingest":  # which has one block here: a moment while it runs
+                wait_until(log.exists, alive)
+                time.sleep(draw.uniform(0, 3))
+                log.unlink()
+            else:
+                moments.wait(place, stage, alive)
+            os.killpg(running.pid, signal.SIGKILL)
+            running.wait()
+    subprocess.run(command, check=True, capture_output=True)
+    probabilities = {n: c for n, c in stores(place).items() if n.startswith("probabilities")}
+    expected = {n: c for n, c in stores(case.place).items() if n.startswith("probabilities")}
+    assert probabilities == expected
+    masks = [files_in(each.result / stitch.MASK) for each in (place, case.place)]
+    assert masks[0] == masks[1]
+    assert set(times_done(place, "predict").values()) == {1}
+    assert not list(place.root.rglob("*.partial"))
+
+
+# --- Workers that are wrong, hang, or cannot start ------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Faulty:
+    """A job whose blocks say their number, after what `fault` does in its worker."""
+
+    name: str
+    folder: Path
+    fault: str
+
+    def open(self) -> Callable[[int], int]:
+        if self.fault == "dies":
+            os._exit(1)
+        if self.fault == "wrong" or (self.fault == "one wrong" and self.first("open")):
+            raise WorkerError("Expected other numbers.")
+        return self.do
+
+    def do(self, block: int) -> int:
+        if block == 3 and (self.fault == "hangs" or (self.fault == "hangs once" and self.first())):
+            time.sleep(600)
+        if block == 3 and self.fault == "slow":
+            time.sleep(3)
+        if block == 3 and self.fault == "quota":
+            raise OSError(errno.EDQUOT, "Disk quota exceeded")
+        if block in (3, 5) and self.fault == "bad input":
+            raise SourceError(f"Expected another block than {block}.")
+        return block
+
+    def first(self, what: str = "hung") -> bool:
+        """Whether no worker came here before."""
+        try:
+            (self.folder / what).open("x").close()
+        except FileExistsError:
+            return False
+        return True
+
+
+def do_blocks(
+    job: Faulty, count: int, machines: Machines = ONE_CORE, limit: float | None = None
+) -> list[int]:
+    done: list[int] = []
+    with cluster.connect(machines) as client:
+        cluster.run(client, job, iter(range(count)), lambda b, _: done.append(b), 6, limit)
+    return done
+
+
+def test_a_worker_that_hangs_is_replaced_and_its_block_done_elsewhere(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    done = do_blocks(Faulty("job", tmp_path, "hangs once"), 40, limit=2)
+    assert sorted(done) == list(range(40))
+    assert "a worker is replaced: block 3 took longer than 2 s" in caplog.text
+
+
+def test_a_block_that_always_hangs_is_named_and_the_others_finish(tmp_path: Path) -> None:
+    done: list[int] = []
+    job = Faulty("job", tmp_path, "hangs")
+    with (
+        cluster.connect(ONE_CORE) as client,
+        pytest.raises(RunError, match=r"block 3: each worker that tried it died, or took too long"),
+    ):
+        cluster.run(client, job, iter(range(20)), lambda b, _: done.append(b), 2, 1)
+    assert sorted(done) == [block for block in range(20) if block != 3]
+
+
+def test_a_stopped_worker_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGSTOP: it answers nothing more, and no watchdog in it runs."""
+    monkeypatch.setitem(cluster.NOT_FOR_EVER, "distributed.scheduler.worker-ttl", 2)
+    stopped: list[int] = []
+    done: list[int] = []
+
+    def hear(block: int, _: Any) -> None:
+        done.append(block)
+        if not stopped:
+            stopped.extend(client.run(os.getpid).values())
+            os.kill(stopped[0], signal.SIGSTOP)
+
+    with cluster.connect(ONE_CORE) as client:
+        cluster.run(client, Faulty("job", tmp_path, "none"), iter(range(40)), hear, 4)
+    assert sorted(done) == list(range(40))
+    assert not psutil.pid_exists(stopped[0])
+
+
+def test_a_slow_block_delays_no_other(tmp_path: Path) -> None:
+    assert do_blocks(Faulty("job", tmp_path, "slow"), 40)[-1] == 3
+
+
+def test_a_worker_that_computes_something_else_is_sent_away(tmp_path: Path) -> None:
+    done = do_blocks(Faulty("job", tmp_path, "one wrong"), 20, TWO_CORES)
+    assert sorted(done) == list(range(20))
+
+
+def test_a_run_ends_where_every_worker_computes_something_else(tmp_path: Path) -> None:
+    with pytest.raises(WorkerError, match="other numbers"):
+        do_blocks(Faulty("job", tmp_path, "wrong"), 20)
+
+
+def test_workers_that_die_at_their_start_are_not_started_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatch, "OWN_PATIENCE_SECONDS", 10)
+    with pytest.raises(RunError, match="each worker that tried it died"):
+        do_blocks(Faulty("job", tmp_path, "dies"), 20)
+
+
+def test_no_worker_is_waited_for_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "OWN_PATIENCE_SECONDS", 1)
+    with cluster.connect(ONE_CORE) as client:
+        client.retire_workers(close_workers=True)
+        with pytest.raises(RunError, match="at least one worker, but for 1 s there was none"):
+            cluster.run(client, Faulty("job", tmp_path, ""), iter([1]), lambda *_: None, 4)
+
+
+def test_bad_input_in_some_blocks_is_named_and_the_others_finish(
+    machines: Machines, tmp_path: Path
+) -> None:
+    done: list[int] = []
+    job = Faulty("job", tmp_path, "bad input")
+    with (
+        cluster.connect(machines) as client,
+        pytest.raises(SourceError, match=r"another block than 3.* Also failed: blocks 5\."),
+    ):
+        cluster.run(client, job, iter(range(20)), lambda b, _: done.append(b), 1)
+    assert sorted(done) == [block for block in range(20) if block not in (3, 5)]
+
+
+def test_a_lost_scheduler_is_told(case: Case, tmp_path: Path) -> None:
+    """SIGKILL of a scheduler that was there before; with another the run goes on."""
+    place = Workspace(tmp_path / "image")
+    shutil.copytree(case.place.root, place.root)
+    shutil.rmtree(next((place.root / "work").glob("predict-*")))
+    # The shared workers made the copy's plan; only the paths in its manifest have to be its own.
+    with dask.config.set({"distributed.comm.timeouts.connect": "2s"}):
+        with started_scheduler(tmp_path) as (scheduler, address):
+            machines = Machines.for_network(address, (), 1)
+            killer = threading.Thread(target=kill_when_some_are_done, args=(place, scheduler))
+            killer.start()
+            with pytest.raises(RunError, match="Dask scheduler to stay"):
+                run_stage("predict", case, place, machines)
+            killer.join()
+        already = times_done(place, "predict")
+        assert 0 < len(already) < (SIDE // BLOCK) ** 2
+        with started_scheduler(tmp_path) as (_, address):
+            run_stage("predict", case, place, Machines.for_network(address, (), 1))
+    assert set(times_done(place, "predict").values()) == {1}
+    (found,) = (place.root / "work").glob("predict-*/probabilities.ome.zarr")
+    (expected,) = (case.place.root / "work").glob("predict-*/probabilities.ome.zarr")
+    assert files_in(found) == files_in(expected)
+
+
+def kill_when_some_are_done(place: Workspace, scheduler: subprocess.Popen[bytes]) -> None:
+    wait_until(lambda: len(times_done(place, "predict")) > 5, lambda: scheduler.poll() is None)
+    scheduler.kill()
+
+
+@contextmanager
+def started_scheduler(folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """A Dask scheduler and a worker as one starts them by hand, and its address."""
+    said = folder / "scheduler.json"
+    said.unlink(missing_ok=True)
+    dask_command = [sys.executable, "-m", "dask"]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    options = ["--host", "127.0.0.1", "--port", "0", "--no-dashboard"]
+    scheduler = subprocess.Popen(
+        [*dask_command, "scheduler", *options, "--scheduler-file", str(said)], **quiet
+    )
+    options = ["--host", "127.0.0.1", "--nthreads", "2", "--no-dashboard", "--death-timeout", "20"]
+    worker = subprocess.Popen(
+        [*dask_command, "worker", *options, "--scheduler-file", str(said)], **quiet
+    )
+    try:
+        wait_until(lambda: said.exists() and said.stat().st_size > 0, lambda: worker.poll() is None)
+        yield scheduler, yaml.safe_load(said.read_text())["address"]
+    finally:
+        for process in (scheduler, worker):
+            process.kill()
+            process.wait()
+
+
+# --- Two runs at once -----------------------------------------------------------------------------
+
+
+def claim_elsewhere(place: Workspace, blocks: str = "None") -> subprocess.Popen[str]:
+    """Another process that works on an image, or on some of its blocks."""
+    code = f"""if True:
+        import sys, time
+        from pathlib import Path
+        from unet.workspace import Workspace
+        with Workspace(Path({str(place.root)!r})).claimed({blocks}):
+            print("claimed", flush=True)
+            time.sleep(600)"""
+    other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert other.stdout is not None
+    assert other.stdout.readline() == "claimed\n"
+    return other
+
+
+def test_a_second_run_of_an_output_is_refused(
+    case: Case, machines: Machines, tmp_path: Path
+) -> None:
+    """Also by a process that its killed Snakemake left behind; it is free when that has ended."""
+    place = Workspace(tmp_path / "image")
+    shutil.copytree(case.place.root, place.root)
+    before = files_in(place.root)
+    with claim_elsewhere(place, "range(80, 100)") as other:
+        for stage in ("ingest", "split", "predict", "stitch"):
+            with pytest.raises(RunError, match=r"no other run of .*image, but a process is"):
+                run_stage(stage, case, place, machines)
+        assert files_in(place.root) == before
+        with place.claimed(range(80)):
+            pass  # the other slabs of a run do not exclude each other
+        other.kill()
+        other.wait()
+        run_stage("stitch", case, place, machines)
+
+
+# --- Room -----------------------------------------------------------------------------------------
+
+
+def test_too_little_room_is_told_before_anything_is_written(
+    case: Case, machines: Machines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = Workspace(tmp_path / "image")
+    shutil.copytree(case.place.root, place.root)
+    shutil.rmtree(next((place.root / "work").glob("predict-*")))
+    free = SIDE * SIDE * 4 // 4 - 1  # less than a quarter of the probabilities
+    monkeypatch.setattr(room.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, free))
+    for stage in ("split", "predict"):
+        with pytest.raises(RunError, match=r"Expected room .* GB before they are compressed, and"):
+            run_stage(stage, case, place, machines)
+    assert not times_done(place, "predict")
+
+
+def test_a_disk_that_becomes_read_only(case: Case, machines: Machines, tmp_path: Path) -> None:
+    """As a file system does that found an error in itself; nothing is lost when it is mended."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    with small_disk(disk, "16m"):
+        place = Workspace(disk / "image")
+        run_stage("ingest", case, place, machines)
+        run_stage("split", case, place, machines)
+        before = files_in(place.root)
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        with pytest.raises(OSError, match="Read-only") as raised:
+            run_stage("predict", case, place, machines)
+        assert re.search("allowed to write", str(dispatch.to_user_error(raised.value)))
+        assert files_in(place.root) == before
+        subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
+        run_stage("predict", case, place, machines)
+        run_stage("stitch", case, place, machines)
+        assert_undisturbed(place, case)
+
+
+def test_a_quota_ends_the_run_as_a_full_disk_does(machines: Machines, tmp_path: Path) -> None:
+    job = Faulty("job", tmp_path, "quota")
+    with (
+        cluster.connect(machines) as client,
+        pytest.raises(
+            RunError, match=r"room on the disk, .*quota exceeded.* What was done is kept"
+        ),
+    ):
+        cluster.run(client, job, iter(range(20)), lambda *_: None, 4)
+
+
+# --- What changed ---------------------------------------------------------------------------------
+
+
+def test_only_what_depends_on_a_change_is_made_again(
+    case: Case, machines: Machines, make_model: ModelMaker, tmp_path: Path
+) -> None:
+    place = Workspace(tmp_path / "image")
+    shutil.copytree(case.place.root, place.root)
+    work = place.root / "work"
+
+    def kept(stage: str) -> list[tuple[Path, int]]:
+        files = [path for path in work.glob(f"{stage}-*/*.ome.zarr/0/c/**/*") if path.is_file()]
+        return [(path, path.stat().st_ino) for path in sorted(files)]
+
+    copied, predicted = kept("ingest"), kept("predict")
+    stitch.run(place, stitch.Choice(threshold=0.4), machines)
+    assert (kept("ingest"), kept("predict")) == (copied, predicted)
+    split.run(place, str(make_model(seed=7).folder), SMALL_BLOCKS, slabs=1)
+    run_stage("predict", replace(case, model=case.model), place, machines)
+    assert kept("ingest") == copied
+    assert set(predicted) < set(kept("predict"))
+
+
+def test_a_claim_is_free_where_there_is_nothing_to_do(tmp_path: Path) -> None:
+    """A slab without blocks: byte 0 for no bytes would mean the whole file."""
+    with claimed(tmp_path / "work" / "lock", range(5, 5)):
+        assert not (tmp_path / "work").exists()

@@ -1,0 +1,308 @@
+"""verify: a finished run proves itself, and what was damaged since is made again.
+
+First every shard of the image's copy, the probabilities and the result is read: the checksums in
+the codec find a changed bit, and each pixel of the mask is decided once more. A damaged block is
+named and made again by the stage that made it, and by no other block. Then a sample of the image is
+predicted again through other blocks and other windows, see `unet.proof`, and compared with what is
+stored. The figures go into `verify.json` and into the attributes of the result.
+"""
+
+from __future__ import annotations
+
+import logging
+import platform
+import threading
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unet import cluster, store
+from unet.contents import mask_arrays
+from unet.decision import decide
+from unet.errors import RunError, StoreError
+from unet.geometry import Sizes, read_mirrored, round_up, slab_range
+from unet.inference import WindowRunner
+from unet.integrity import Damaged, Stored, levels, read_all
+from unet.ledger import processors
+from unet.location import Location, locate
+from unet.manifest import read_manifest, write_manifest
+from unet.plan import Plan, shrink
+from unet.proof import chosen, other_core, shifted_box
+from unet.reference import processor_name, tolerance
+from unet.sources.base import SourceSpec
+from unet.stages import ingest, predict, stitch
+from unet.stages.predict import PredictJob
+from unet.stages.split import read_plan, refuse_changed
+from unet.workspace import Workspace, probabilities
+
+log = logging.getLogger(__name__)
+
+LIBRARIES = ("unet-stitch", "torch", "numpy", "zarr", "distributed")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the configuration asks, of the run that is verified and of its proof.
+
+    source  the image, which a damaged copy is made from again
+    choice  what the result was asked to be
+    blocks  how many blocks of the proof are predicted
+    seed    of the random ones among them
+    """
+
+    source: SourceSpec
+    choice: stitch.Choice
+    blocks: int = 16
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Crews:
+    """The machines of the stages that move pixels, and of the network; and its device."""
+
+    data: cluster.Machines
+    network: cluster.Machines
+    device: str
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How a second prediction agrees with what is stored.
+
+    largest_difference  of any foreground probability
+    mask_pixels_differ  of `pixels`
+    """
+
+    pixels: int = 0
+    largest_difference: float = 0.0
+    mask_pixels_differ: int = 0
+
+    def __add__(self, other: Agreement) -> Agreement:
+        """Of both together."""
+        return Agreement(
+            self.pixels + other.pixels,
+            max(self.largest_difference, other.largest_difference),
+            self.mask_pixels_differ + other.mask_pixels_differ,
+        )
+
+
+@dataclass(frozen=True)
+class Numerics:
+    """What the last bits depend on; `processors` computed the run, `verified_by` the proof."""
+
+    precision: str
+    processors: tuple[str, ...]
+    verified_by: tuple[str, ...]
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Verified:
+    """The manifest of the stage.
+
+    run        of the result that was verified
+    shards     that were read, every one there is
+    made_again names of those that were damaged or missing
+    blocks     of the proof; their cores were at most `core`
+    tolerance  the most that a probability may differ; where it is 0, no pixel of the mask may
+    float32    agreement with float32, where the run was in lower precision
+    """
+
+    run: str
+    shards: int
+    made_again: tuple[str, ...]
+    blocks: int
+    core: Sizes
+    agreement: Agreement
+    tolerance: float
+    passed: bool
+    numerics: Numerics
+    float32: Agreement | None
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One block of the proof: how it agrees, in float32 too if that is another, and where."""
+
+    agreement: Agreement
+    float32: Agreement
+    processor: str
+
+
+@dataclass(frozen=True)
+class ProofJob:
+    """Predict a block of the proof and compare it with what is stored."""
+
+    name: str
+    predicting: PredictJob
+    mask: Stored
+    threshold: float
+
+    def open(self) -> Callable[[int], Compared]:
+        """Load the network on a worker, with other windows than the run's."""
+        plan = self.predicting.plan
+        source = store.open_image(plan.image)
+        stored = store.open_pixels(locate(self.predicting.store), "0", plan.axes, mode="r")
+        mask = store.open_pixels(self.mask.folder, "", self.mask.axes, mode="r")
+        processor = processor_name(self.predicting.torch_device())
+        runner = self.predicting.checked_runner()
+        device = threading.Lock()
+        exact = None if plan.precision == "float32" else self._exact().runner()
+
+        def prove(index: int) -> Compared:
+            box = shifted_box(index, plan)
+            reads = replace(box, stop=_on_lattice(box.start, box.shape, plan.stride))
+            pixels = read_mirrored(source.read, reads.grow(plan.halo), plan.image.shape)
+            kept = stored.read(box), mask.read(box)
+
+            def against(other: WindowRunner) -> Agreement:
+                return self._agreement(other.block(pixels, box), *kept)
+
+            with device:
+                exactly = against(exact) if exact else Agreement()
+                return Compared(against(runner), exactly, processor)
+
+        return prove
+
+    def _exact(self) -> PredictJob:
+        """In float32, which needs twice the memory: with windows of half the size."""
+        plan = self.predicting.plan
+        core = shrink(plan.core, plan.stride) or plan.core
+        return replace(
+            self.predicting, plan=replace(plan, precision="float32", core=core), reference=None
+        )
+
+    def _agreement(
+        self, found: NDArray[np.float32], stored: NDArray[Any], mask: NDArray[np.generic]
+    ) -> Agreement:
+        differences = np.abs(found - stored)
+        decided = decide(found, self.threshold)
+        return Agreement(mask.size, float(differences.max()), int((decided != mask).sum()))
+
+
+def run(place: Workspace, asked: Asked, crews: Crews) -> None:
+    """Verify one image, make again what is damaged, and write the proof.
+
+    Raises RunError where the proof fails, StoreError where a damaged block cannot be made again.
+    """
+    plan = read_plan(place)
+    refuse_changed(plan.image)
+    stitched = read_manifest(place.manifest("stitch"), stitch.Stitched)
+    name, result = stitched.fingerprint, locate(stitched.result)
+    if name != place.work("stitch", stitch.fingerprint_of(plan, asked.choice, place)).name:
+        raise StoreError(
+            f"Expected the result {result} to be of the present configuration, but it is "
+            f"of another. Run the workflow first."
+        )
+    found = store.read_attributes(result).get("unet", {}).get("run")
+    if found != name:
+        raise StoreError(
+            f"Expected at {result} the result {name} of this run, found {found}: it was deleted, "
+            f"or replaced by another run of the same name. Run again with --forcerun stitch."
+        )
+    shards, damaged = read_all(place, plan, asked.choice, crews.data)
+    _make_again(place, plan, asked, crews, damaged)
+    agreement, float32, verified_by = _prove(place, plan, asked, crews)
+    computed_by = processors(probabilities(plan, place).ledger)
+    allowed = tolerance(plan, computed_by | verified_by)
+    passed = agreement.largest_difference <= allowed
+    verified = Verified(
+        run=name,
+        shards=shards,
+        made_again=tuple(map(str, damaged)),
+        blocks=len(chosen(plan, asked.blocks, asked.seed)),
+        core=other_core(plan),
+        agreement=agreement,
+        tolerance=allowed,
+        passed=passed and (allowed > 0 or agreement.mask_pixels_differ == 0),
+        numerics=Numerics(
+            plan.precision, tuple(sorted(computed_by)), tuple(sorted(verified_by)), _versions()
+        ),
+        float32=float32 if plan.precision != "float32" else None,
+    )
+    write_manifest(place.manifest("verify"), verified)
+    _publish(result, verified)
+
+
+def _publish(result: Location, verified: Verified) -> None:
+    recorded = store.read_attributes(result)["unet"]
+    store.write_attributes(result, {"unet": {**recorded, "verify": asdict(verified)}})
+    found = verified.agreement
+    told = (
+        f"{found.pixels} pixels predicted again in {verified.blocks} other blocks: the largest "
+        f"difference in probability is {found.largest_difference:.3g} (at most "
+        f"{verified.tolerance:.3g}), and {found.mask_pixels_differ} pixels of the mask differ"
+    )
+    if not verified.passed:
+        raise RunError(
+            f"Expected {result} to be what the model predicts through any windows, but of "
+            f"{told}. Its probabilities were computed by something else than the plan says: "
+            f"run it again with --forceall, after deleting its folder `work`."
+        )
+    log.info("%s: %d shards read, %s", result.name, verified.shards, told)
+
+
+def _make_again(
+    place: Workspace, plan: Plan, asked: Asked, crews: Crews, damaged: list[Damaged]
+) -> None:
+    """Have the stages make what is damaged, and only that.
+
+    Nothing is deleted: each new shard takes the place of the old one, at once.
+    """
+    again: dict[str, set[int]] = {}
+    for each in damaged:
+        again.setdefault(each.array, set()).add(each.block)
+    place = replace(place, again=again)
+    if "image copy" in again:
+        ingest.run(asked.source, place, crews.data)
+        image = read_manifest(place.manifest("ingest"), ingest.Ingested).image
+        if image != plan.image:
+            raise StoreError(
+                f"Expected {asked.source.path} as it was when it was ingested, to make the "
+                f"damaged copy again, but it was changed since. Run the workflow again."
+            )
+    missing = again.pop("probabilities", set())
+    for slab in range(plan.slabs):
+        blocks = slab_range(slab, plan.slabs, plan.blocks)
+        if any(block in blocks for block in missing):
+            only = replace(place, again={"probabilities": missing})
+            predict.run(only, slab, plan.slabs, crews.network, crews.device)
+    if damaged:
+        stitch.run(place, asked.choice, crews.data)
+
+
+def _prove(
+    place: Workspace, plan: Plan, asked: Asked, crews: Crews
+) -> tuple[Agreement, Agreement, set[str]]:
+    """Predict the sample; its agreement, that with float32, and the processors it ran on."""
+    other = replace(plan.absolute(), core=other_core(plan), batch=1)
+    predicting = replace(predict.job(place, plan, crews.network, crews.device), plan=other)
+    result = stitch.result_of(place, plan, asked.choice).absolute()
+    (mask, *_) = levels("mask", result / stitch.MASK, mask_arrays(plan))
+    job = ProofJob(f"verify {place.name}", predicting, mask, asked.choice.threshold)
+    blocks = chosen(plan, asked.blocks, asked.seed)
+    found: list[Compared] = []
+
+    def hear(_block: int, compared: Compared) -> None:
+        found.append(compared)
+
+    machines = crews.network
+    with cluster.connect(machines) as client:
+        cluster.run(client, job, iter(blocks), hear, machines.in_flight, machines.block_seconds)
+    return (
+        sum((each.agreement for each in found), Agreement()),
+        sum((each.float32 for each in found), Agreement()),
+        {each.processor for each in found},
+    )
+
+
+def _versions() -> dict[str, str]:
+    return {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}}
+
+
+def _on_lattice(start: Sizes, shape: Sizes, stride: Sizes) -> Sizes:
+    return tuple(a + round_up(n, s) for a, n, s in zip(start, shape, stride, strict=True))
