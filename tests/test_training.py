@@ -467,9 +467,15 @@ def test_a_tensor_without_a_counterpart_is_an_error(tmp_path, width, depth, mess
         adopt(UNet(width=width, depth=depth), str(tmp_path / "foreign.pt"))
 
 
-def test_more_gpus_than_windows_are_refused_before_an_image_is_read(folder, tmp_path):
+def test_only_gpus_that_were_asked_for_are_refused(folder, monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    for device in ("auto", "gpu"):
+        assert train.choose_gpus(asked(folder, device=device), 0) == 1
+        assert train.choose_gpus(asked(folder, device=device, batch=3), 0) == 2
+    assert train.choose_gpus(asked(folder, device="cpu", batch=3), 0) == 0
+    assert train.choose_gpus(asked(folder, batch=3), 1) == 1
     with pytest.raises(DeviceError, match="a batch of 1 for 2 GPUs"):
-        train.run(asked(folder), tmp_path / "m", threads=1, gpus=2)
+        train.choose_gpus(asked(folder), 2)
 
 
 def test_a_training_starts_from_a_model_folder(folder, make_model):
