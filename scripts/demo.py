@@ -2,14 +2,18 @@
 
 import csv
 import logging
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
-import tifffile
-import zarr
+from numpy.typing import NDArray
 
 from unet.console import told
+from unet.geometry import Box
 from unet.manifest import read_manifest
+from unet.metrics import Pixels
+from unet.sources import open_source
+from unet.sources.base import SourceSpec
 from unet.stages.stitch import Stitched
 
 log = logging.getLogger("unet.demo")
@@ -24,9 +28,11 @@ def seconds(image: str) -> dict[str, float]:
     return found
 
 
-def dice(mask: np.ndarray, labels: np.ndarray) -> float:
-    """Twice the overlap over the sum of both areas (Dice 1945)."""
-    return float(2 * (mask & labels).sum() / (mask.sum() + labels.sum()))
+def foreground(spec: SourceSpec) -> NDArray[np.bool_]:
+    """Where a stack (Z, Y, X) is not 0."""
+    with closing(open_source(spec)) as source:
+        _, _, *zyx = source.shape
+        return source.read(Box((0, 0, 0, 0), (1, *zyx)))[0, 0] != 0
 
 
 if __name__ == "__main__":
@@ -38,10 +44,9 @@ if __name__ == "__main__":
             times = ", ".join(f"{stage} {s:.0f} s" for stage, s in seconds(name).items())
             log.info("%s: %s", name, times)
             if name == "stack":
-                found = zarr.open_array(Path(mask) / "0", mode="r")[:] > 0
-                labels = tifffile.imread(snakemake.input.labels) > 0
+                labels = foreground(SourceSpec(snakemake.input.labels, axes="zyx"))
                 log.info(
                     "%s: Dice against the labels %.3f (its model saw 22 of the 60 planes)",
                     name,
-                    dice(found, labels),
+                    Pixels.of(foreground(SourceSpec(mask)), labels).figures()["dice"],
                 )

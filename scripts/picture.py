@@ -4,57 +4,62 @@ python scripts/picture.py results/slide/slide.ome.zarr slide.png --size 512
 """
 
 import argparse
+from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Any
 
 import imagecodecs
 import numpy as np
-import zarr
 from numpy.typing import NDArray
+
+from unet.errors import UserError
+from unet.geometry import Box, Sizes
+from unet.sources import open_source
+from unet.sources.base import Source, SourceSpec
 
 GAP = 8
 OUTLINE = (255, 230, 0)
 
 
-def picture(store: Path, start: tuple[int, int], size: int, plane: int) -> NDArray[np.uint8]:
+def picture(store: str, start: tuple[int, int], size: int, plane: int) -> NDArray[np.uint8]:
     """Three panels side by side, (Y, X, 3): image, mask, outline. `start` is (y, x)."""
-    y, x = (slice(a, a + size) for a in start)
-    image, mask = arrays(store)
-    axes = image.metadata.dimension_names
-    refuse_outside(dict(zip(axes, image.shape, strict=True)), (plane, *start), size)
-    index = tuple({"y": y, "x": x, "z": plane, "t": 0}.get(a, slice(None)) for a in axes)
-    pixels = np.asarray(image[index])
-    found = np.asarray(mask[tuple({"y": y, "x": x}.get(a, plane) for a in axes if a != "c")]) > 0
-    rgb = np.moveaxis(pixels[:3], 0, -1) if "c" in axes else pixels[..., np.newaxis]
+    with ExitStack() as opened:
+        image, mask = (opened.enter_context(closing(source)) for source in sources(store))
+        box = part(image.shape, (plane, *start), size)
+        pixels, found = image.read(box)[0, :3, 0], mask.read(box)[0, 0, 0] > 0
+    rgb = np.moveaxis(pixels if len(pixels) == 3 else pixels[:1], 0, -1)
     if rgb.dtype != np.uint8:
         low, high = np.percentile(rgb, (0.5, 99.8))
         rgb = np.clip((rgb - low) / max(high - low, 1) * 255, 0, 255).astype(np.uint8)
-    rgb = np.broadcast_to(rgb[..., :3], (*found.shape, 3))
+    rgb = np.broadcast_to(rgb, (*found.shape, 3))
     outlined = np.where(outline(found)[..., np.newaxis], np.uint8(OUTLINE), rgb)
     panels = [rgb, np.repeat(found[..., np.newaxis] * np.uint8(255), 3, axis=-1), outlined]
     gap = np.full((found.shape[0], GAP, 3), 255, np.uint8)
     return np.concatenate([panels[0], gap, panels[1], gap, panels[2]], axis=1)
 
 
-def arrays(store: Path) -> tuple[zarr.Array[Any], zarr.Array[Any]]:
+def sources(store: str) -> tuple[Source, Source]:
     """The image and the mask of a result. Raises SystemExit, with a sentence, if one is missing."""
     try:
-        return zarr.open_array(store / "0"), zarr.open_array(store / "labels" / "mask" / "0")
-    except FileNotFoundError:
+        return open_source(SourceSpec(store)), open_source(
+            SourceSpec(f"{store.rstrip('/')}/labels/mask")
+        )
+    except UserError as error:
         raise SystemExit(
-            f"Expected {store} to hold an image and labels/mask, as stitch makes them, and found "
-            f"none. Name the folder that ends with .ome.zarr, of a run with `stitch: image: true`."
+            f"Expected {store} to hold an image and labels/mask, as stitch makes them: {error} "
+            f"Name the folder that ends with .ome.zarr, of a run with `stitch: image: true`."
         ) from None
 
 
-def refuse_outside(sizes: dict[str, int], start: tuple[int, int, int], size: int) -> None:
-    """Raise SystemExit, with a sentence, where the part that starts at z, y, x is not there."""
-    ends = (sizes.get("z", 1), sizes["y"], sizes["x"])
+def part(shape: Sizes, start: tuple[int, int, int], size: int) -> Box:
+    """The part that starts at z, y, x of an image, clipped to it. Raises SystemExit outside it."""
+    ends = shape[2:]
     if size < 1 or not all(0 <= a < end for a, end in zip(start, ends, strict=True)):
         raise SystemExit(
             f"Expected a part inside the image of {ends} pixels in z, y, x, got one of {size} "
             f"pixels that starts at {start}. Positions count from 0."
         )
+    z, y, x = start
+    return Box((0, *start), (1, z + 1, y + size, x + size)).clip((1, *ends))
 
 
 def outline(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -66,7 +71,7 @@ def outline(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("store", type=Path)
+    parser.add_argument("store")
     parser.add_argument("png", type=Path)
     parser.add_argument("--start", type=int, nargs=2, default=(0, 0), metavar=("Y", "X"))
     parser.add_argument("--size", type=int, default=512)

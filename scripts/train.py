@@ -4,7 +4,6 @@ from pathlib import Path
 
 from unet.console import told
 from unet.stages import train
-from unet.stages.predict import choose_devices
 from unet.training.config import read_training
 
 if __name__ == "__main__":
@@ -14,5 +13,5 @@ if __name__ == "__main__":
             training,
             Path(snakemake.output.model).parent,
             snakemake.threads,
-            len(choose_devices(training.device, snakemake.resources.gpu)),
+            train.choose_gpus(training, snakemake.resources.gpu),
         )

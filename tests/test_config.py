@@ -114,6 +114,27 @@ def test_what_is_said_goes_before_the_defaults():
     assert json.dumps(raw) == before, "the configuration was changed by reading it"
 
 
+@pytest.mark.parametrize("written", ["~/{}.npy", "file://{home}/{}.npy"])
+def test_every_path_of_an_image_is_resolved_in_one_way(tmp_path, monkeypatch, written):
+    """So that Snakemake, which knows neither `~` nor file://, is given the files themselves."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    paths = [written.format(name, home=tmp_path) for name in ("image", "label", "mask")]
+    plain = [str(tmp_path / f"{name}.npy") for name in ("image", "label", "mask")]
+    for path in plain:
+        Path(path).touch()
+    labels = {"label": paths[1], "annotated": paths[2]}
+    raw = {
+        "images": [{"name": "a", "path": paths[0], "model": "fluo-nuclei"}],
+        "evaluate": [{"name": "a", **labels}],
+    }
+    config = read_config(raw, SCHEMA)
+    said = config.evaluate[0]
+    found = [config.images["a"].source.path, said.label.path, said.annotated.path]
+    assert found == plain
+    train = {"name": "m", "classes": ["b", "n"], "images": [{"image": paths[0], **labels}]}
+    assert read_training(train).paths == plain
+
+
 KEYS = [name for name, _, required in keys(schema()) if not required]
 
 

@@ -15,8 +15,11 @@ from support import run_stages
 
 import unet
 from unet.errors import ConfigError, SourceError
+from unet.geometry import Box
 from unet.metrics import Pixels
+from unet.picture import WANTED_ONLY
 from unet.sources.base import SourceSpec
+from unet.sources.image import Image
 from unet.stages.evaluate import Evaluation, run
 from unet.workspace import Workspace
 
@@ -129,6 +132,43 @@ def test_only_what_is_annotated_is_measured(finished, tmp_path):
     evaluation = asked(finished, wrong, annotated=spec, values=(0, 1), measures=("pixels",))
     run([evaluation], tmp_path / "t.csv", tmp_path / "p.png")
     assert table(tmp_path / "t.csv")["stack", "dice"] == 1
+
+
+def test_a_label_that_is_no_class_is_refused(finished, tmp_path):
+    mask = found(finished)
+    for values, strange in (((0, 1), "255"), ((0, 255), "7")):
+        label = mask * np.uint8(255)
+        label[2, 59, 69] = int(strange)
+        with pytest.raises(SourceError, match=rf"also holds \[{strange}\]"):
+            run([asked(finished, label, values=values)], tmp_path / "t.csv", tmp_path / "p.png")
+    assert not (tmp_path / "t.csv").exists()
+
+
+def test_pixels_are_counted_box_by_box_and_a_part_is_drawn(finished, tmp_path, monkeypatch):
+    """The figures are those of whole planes, and no read is larger than a box."""
+    rng = np.random.default_rng(0)
+    label = np.zeros((3, 60, 70), np.uint8)
+    label[:, 40:, 50:] = rng.random((3, 20, 20)) < 0.5
+    evaluation = asked(finished, label, measures=("pixels",))
+    run([evaluation], tmp_path / "whole.csv", tmp_path / "whole.png")
+    read: list[int] = []
+
+    def watched(image: Image, box: Box) -> np.ndarray:
+        read.append(int(np.prod(box.shape)))
+        return untouched(image, box)
+
+    untouched = Image.read
+    monkeypatch.setattr(Image, "read", watched)
+    monkeypatch.setattr("unet.stages.evaluate.COUNTED", 256)
+    monkeypatch.setattr("unet.picture.LARGEST_SIDE", 16)
+    run([evaluation], tmp_path / "boxes.csv", tmp_path / "part.png")
+    assert max(read) <= 256
+    assert table(tmp_path / "boxes.csv") == table(tmp_path / "whole.csv")
+    drawn = imagecodecs.imread(tmp_path / "part.png")
+    assert drawn.shape == (3 * (16 + 6), 3 * 16 + 12, 3)
+    errors = drawn[:, 2 * (16 + 6) :]
+    labelled = (errors == WANTED_ONLY).all(axis=-1) | (errors == 200).all(axis=-1)
+    assert labelled.sum() == label[:, 44:, 54:].sum()
 
 
 def test_labels_of_another_size_are_refused(finished, tmp_path):

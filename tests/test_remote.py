@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from runpy import run_path
 from typing import Any
 
 import imagecodecs
@@ -33,7 +34,7 @@ from unet.console import told
 from unet.errors import ConfigError, ServerError, SourceError, StoreError, UserError
 from unet.geometry import Box
 from unet.ledger import Ledger, recorded
-from unet.location import Location, RemotePath, files, locate
+from unet.location import Location, RemotePath, files, link_tree, locate
 from unet.manifest import read_manifest
 from unet.plan import Request
 from unet.sources import open_source
@@ -421,6 +422,28 @@ def test_a_run_on_s3_gives_the_same_bytes_as_one_on_the_disk(
     before = objects_in(bucket)
     run_stages(spec, tiny_model, place, machines=machines, slabs=2, **CUT)
     assert objects_in(bucket) == before
+
+
+def test_a_result_is_drawn_and_measured_wherever_it_lies(bucket, on_disk):
+    """What the scripts `picture.py` and `demo.py` read."""
+    picture, demo = (run_path(str(REPOSITORY / f"scripts/{of}.py")) for of in ("picture", "demo"))
+    url = str(upload(on_disk.result, bucket / "image.ome.zarr"))
+    drawn, masks = [], []
+    for result in (str(on_disk.result), url):
+        drawn.append(picture["picture"](result, (10, 20), 64, 0))
+        masks.append(demo["foreground"](SourceSpec(f"{result}/labels/mask")))
+    assert drawn[0].shape == (64, 3 * 64 + 16, 3)
+    assert 0 < masks[0].mean() < 1
+    assert np.array_equal(*drawn)
+    assert np.array_equal(*masks)
+    with pytest.raises(SystemExit, match="to hold an image and labels/mask"):
+        picture["picture"](f"{url}/gone", (0, 0), 64, 0)
+
+
+def test_an_image_is_never_copied_into_a_bucket_of_another_name():
+    image, result = locate("s3://one/image.ome.zarr/0"), locate("s3://two/image.ome.zarr/0")
+    with pytest.raises(StoreError, match="`stores` was changed since"):
+        link_tree(image, result)
 
 
 def test_stores_may_lie_on_another_disk(on_disk, source, tiny_model, machines, tmp_path):

@@ -574,6 +574,24 @@ def test_slices_in_natural_order(tmp_path: Path, suffix: str) -> None:
     assert_reads(SourceSpec(glob, axes="cyx", channels=(2,)), as_5d(image[[11]], "cyx"))
 
 
+def test_a_slice_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = noise(3, 20, 30)
+    for i, plane in enumerate(image):
+        (tmp_path / f"{i}.png").write_bytes(imagecodecs.png_encode(plane))
+    decoded: list[int] = []
+
+    def counted(data: bytes) -> Any:
+        decoded.append(len(data))
+        return decode(data)
+
+    decode = imagecodecs.png_decode
+    source = opened(tmp_path)
+    monkeypatch.setattr(imagecodecs, "png_decode", counted)
+    for _ in range(2):
+        assert np.array_equal(whole(source)[0, 0], image)
+    assert len(decoded) == 2 * len(image)
+
+
 def test_slices_of_rgb_and_of_stacks(tmp_path: Path) -> None:
     image = noise(3, 20, 30, 3)
     for i, plane in enumerate(image):

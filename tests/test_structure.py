@@ -74,6 +74,11 @@ def test_a_stage_has_one_name():
         assert f"../../scripts/{stage}.py" in rule
 
 
+def test_models_that_were_trained_and_keys_of_a_killed_scheduler_are_never_committed():
+    ignored = (REPOSITORY / ".gitignore").read_text(encoding="utf-8").split()
+    assert {"/models/", ".jobqueue-*/"} <= set(ignored)
+
+
 def test_files_stay_small():
     lengths = {path.name: len(path.read_text().splitlines()) for path in MODULES}
     assert {name: length for name, length in lengths.items() if length > 400} == {}

@@ -223,6 +223,21 @@ def test_other_settings_never_go_on_from_the_same_checkpoint(folder):
     assert len({names(), names(seed=1), names(steps=7), names(window=[76, 76])}) == 4
 
 
+def test_a_corrected_mask_of_what_is_annotated_is_another_training(folder, tmp_path):
+    def name(rows: int) -> str:
+        mask = np.zeros((160, 160), np.uint8)
+        mask[:rows] = 1
+        np.save(tmp_path / "mask.npy", mask)
+        images = section(folder)["images"]
+        images[0]["annotated"] = str(tmp_path / "mask.npy")
+        training = asked(folder, images=images)
+        return train._named(training, read_all(training))
+
+    first = name(80)
+    assert name(80) == first
+    assert name(90) != first
+
+
 def test_a_damaged_checkpoint_is_named(folder, tmp_path):
     (tmp_path / "c.safetensors").write_bytes(b"\0" * 100)
     with pytest.raises(StoreError, match="Delete it to train from the beginning"):
@@ -350,8 +365,28 @@ def test_a_copy_under_another_name_is_refused(folder, tmp_path):
     tifffile.imwrite(tmp_path / "copy.tif", tifffile.imread(folder / "a.tif"), compression="zlib")
     images = section(folder)["images"]
     images[1]["image"] = str(tmp_path / "copy.tif")
-    with pytest.raises(SourceError, match=r"copy\.tif has the same pixels as a\.tif"):
+    with pytest.raises(SourceError, match=r"copy\.tif has the same pixels as .*a\.tif"):
         read_all(asked(folder, images=images))
+
+
+@pytest.mark.parametrize("parts", [({}, {}), ({"y": [0, 80]}, {"y": [80, 160]})])
+def test_a_copy_of_the_same_name_in_another_folder_is_refused(folder, tmp_path, parts):
+    (tmp_path / "a.tif").write_bytes((folder / "a.tif").read_bytes())
+    images = section(folder)["images"]
+    images[0]["train"] = parts[0] or True
+    images[1] |= {"image": str(tmp_path / "a.tif"), "validate": parts[1] or True}
+    with pytest.raises(SourceError, match=r"has the same pixels as .*a\.tif"):
+        read_all(asked(folder, images=images))
+
+
+def test_a_link_is_the_file_that_it_leads_to(folder, tmp_path):
+    (tmp_path / "b.tif").symlink_to(folder / "a.tif")
+    images = section(folder)["images"]
+    images[1]["image"] = str(tmp_path / "b.tif")
+    with pytest.raises(ConfigError, match="no pixel in common"):
+        asked(folder, images=images)
+    images[0]["train"], images[1]["validate"] = {"y": [0, 80]}, {"y": [80, 160]}
+    assert len(read_all(asked(folder, images=images)).kept) == 1
 
 
 # --- Bad input ----------------------------------------------------------------------------------
@@ -467,9 +502,15 @@ def test_a_tensor_without_a_counterpart_is_an_error(tmp_path, width, depth, mess
         adopt(UNet(width=width, depth=depth), str(tmp_path / "foreign.pt"))
 
 
-def test_more_gpus_than_windows_are_refused_before_an_image_is_read(folder, tmp_path):
+def test_only_gpus_that_were_asked_for_are_refused(folder, monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    for device in ("auto", "gpu"):
+        assert train.choose_gpus(asked(folder, device=device), 0) == 1
+        assert train.choose_gpus(asked(folder, device=device, batch=3), 0) == 2
+    assert train.choose_gpus(asked(folder, device="cpu", batch=3), 0) == 0
+    assert train.choose_gpus(asked(folder, batch=3), 1) == 1
     with pytest.raises(DeviceError, match="a batch of 1 for 2 GPUs"):
-        train.run(asked(folder), tmp_path / "m", threads=1, gpus=2)
+        train.choose_gpus(asked(folder), 2)
 
 
 def test_a_training_starts_from_a_model_folder(folder, make_model):

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+import yaml
 import zarr
 from conftest import REPOSITORY, files_in, picture
 
@@ -103,6 +104,21 @@ def test_both_snakefiles_list_the_same_jobs():
 
 def test_slabs_are_chosen_on_the_command_line():
     assert jobs("--set-scatter", "slab=8")["predict"] == str(8 * int(jobs()["predict"]))
+
+
+def test_every_job_has_its_resources_on_a_cluster():
+    """A rule that runs a script and is not for the machine of Snakemake itself is a job."""
+    text = "".join(file.read_text() for file in (REPOSITORY / "workflow/rules").glob("*.smk"))
+    rules = re.findall(r"^rule (\w+):\n((?:(?: .*)?\n)+)", text, flags=re.MULTILINE)
+    wanted = {
+        name: {"mem_mb", "runtime"} | ({"gpu"} if "gpu=0" in body else set())
+        for name, body in rules
+        if "script:" in body and "localrule: True" not in body
+    }
+    assert {"predict", "train", "evaluate"} <= wanted.keys()
+    profile = yaml.safe_load((REPOSITORY / "workflow/profiles/slurm/config.yaml").read_text())
+    assert {name: set(said) for name, said in profile["set-resources"].items()} == wanted
+    assert profile["set-threads"].keys() == wanted.keys()
 
 
 @pytest.mark.parametrize("name", ["default", "slurm"])

@@ -136,9 +136,9 @@ def _image(item: Mapping[str, Any]) -> ImageConfig:
     channels = item["channels"]
     return ImageConfig(
         name=item["name"],
-        model=_plain(item["model"]),
-        source=SourceSpec(
-            path=_plain(item["path"]),
+        model=plain(item["model"]),
+        source=spec_of(
+            item["path"],
             axes=item["axes"],
             level=item["level"],
             level_pixel_size=item["level_pixel_size"],
@@ -150,7 +150,7 @@ def _image(item: Mapping[str, Any]) -> ImageConfig:
 
 def _stores(text: str | None) -> str | None:
     try:
-        stores = _plain(text) if text else None
+        stores = plain(text) if text else None
     except UserError as error:
         raise ConfigError(f"stores: {error}") from error
     if stores and stores.startswith("http"):
@@ -161,7 +161,12 @@ def _stores(text: str | None) -> str | None:
     return stores
 
 
-def _plain(text: str) -> str:
+def spec_of(path: str, **said: Any) -> SourceSpec:
+    """An image, labels or a mask as a configuration names it. Raises ConfigError of a wrong URL."""
+    return SourceSpec(plain(path), **said)
+
+
+def plain(text: str) -> str:
     """A URL as it is, if it is well formed; `~` and file:// resolved; any other path as it is."""
     return str(locate(text)) if text.startswith("~") or "://" in text else text
 
@@ -174,16 +179,18 @@ def _evaluate(
         raise ConfigError(
             f"evaluate: expected the name of one of the images ({', '.join(images)}), got {name!r}."
         )
-    for path in (item["label"], annotated):
-        if path is not None and path not in made:
-            try:
-                local_files(path)
-            except UserError as error:
-                raise ConfigError(f"evaluate ({name}): {error}") from error
+    try:
+        label = spec_of(item["label"], axes=item["axes"])
+        mask = None if annotated is None else spec_of(annotated, axes=item["axes"])
+        for spec in (label, mask):
+            if spec is not None and spec.path not in made:
+                local_files(spec.path)
+    except UserError as error:
+        raise ConfigError(f"evaluate ({name}): {error}") from error
     return EvaluateConfig(
         name=name,
-        label=SourceSpec(item["label"], axes=item["axes"]),
-        annotated=None if annotated is None else SourceSpec(annotated, axes=item["axes"]),
+        label=label,
+        annotated=mask,
         values=None if item["values"] is None else tuple(item["values"]),
         measures=tuple(item["measures"]),
     )

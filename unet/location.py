@@ -269,11 +269,16 @@ def link_tree(source: Location, target: Location) -> None:
     """The files of a store again at `target`, without a second copy where that can be had.
 
     On a disk they are hard links, or copies where the file system knows no links; a server copies
-    them itself. Files that are there already are left.
+    them itself, inside one bucket. Files that are there already are left. Raises StoreError where
+    the two lie in different places.
     """
     if isinstance(source, Path) and isinstance(target, Path):
         shutil.copytree(source, target, copy_function=_link, dirs_exist_ok=True)
-    elif isinstance(source, RemotePath) and isinstance(target, RemotePath):
+    elif (
+        isinstance(source, RemotePath)
+        and isinstance(target, RemotePath)
+        and source.root == target.root
+    ):
         there = sizes(target)
         missing = [e for e in files(source) if there(target / e.path) != e.size]
         with ThreadPoolExecutor(COPIES_AT_ONCE) as pool:

@@ -26,7 +26,7 @@ Find = Callable[[SourceSpec], Found]
 
 
 class RasterPixels:
-    """One PNG or JPEG: a single piece, decoded whole for every read."""
+    """One PNG or JPEG: a single piece, decoded whole; what opening it decoded is read first."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -34,13 +34,16 @@ class RasterPixels:
         self.shape: Sizes = image.shape
         self.dtype = image.dtype
         self.chunks: Sizes = image.shape
+        self._unread: NDArray[np.generic] | None = image
 
     def read(self, where: tuple[slice, ...]) -> NDArray[np.generic]:
         """The pixels at `where`."""
-        return self._decode()[where]
+        image, self._unread = self._unread, None
+        return (self._decode() if image is None else image)[where]
 
     def close(self) -> None:
         """Nothing is open between reads."""
+        self._unread = None
 
     def _decode(self) -> NDArray[np.generic]:
         try:

@@ -1,7 +1,7 @@
 """evaluate: the masks of finished runs against labels, as a table and a page of pictures.
 
-Planes are read one by one, so that a plane has to fit in memory, but not a stack; instances of a 3D
-network are compared as whole volumes, which have to.
+Pixels are counted box by box, so that no plane has to fit in memory. Instances and membranes need
+whole planes, which have to; instances of a 3D network need whole volumes.
 """
 
 from __future__ import annotations
@@ -9,9 +9,11 @@ from __future__ import annotations
 import csv
 import io
 import logging
+import math
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,8 @@ from numpy.typing import NDArray
 
 from unet import picture
 from unet.errors import SourceError
-from unet.geometry import Box
+from unet.geometry import Box, Sizes, block_box, grid, grow_block
+from unet.labels import classes_of
 from unet.manifest import read_manifest, write_whole
 from unet.metrics import Tally
 from unet.model_folder import find_model
@@ -33,6 +36,8 @@ log = logging.getLogger(__name__)
 
 DIGITS = 6
 DRAWN = 3  # planes of an image
+CANDIDATES = 4  # parts of a plane that may be drawn, on each of y and x
+COUNTED = 1 << 22  # pixels that are counted at once, unless the labels decode more at once
 
 
 @dataclass(frozen=True)
@@ -88,43 +93,70 @@ def _evaluated(asked: Evaluation) -> tuple[dict[str, float], list[picture.Pictur
         _refuse_other_size(label, asked.label, found, mask)
         if annotated is not None and asked.annotated is not None:
             _refuse_other_size(annotated, asked.annotated, found, mask)
-        for box in _boxes(found, volumes and "instances" in asked.measures):
+        for box in _boxes(label, _needed(asked.measures, volumes, label)):
             labels, classes = label.read(box)[0, 0], found.read(box)[0, 0].astype(np.uint8)
             complete = np.ones(labels.shape, np.bool_)
             if annotated is not None:
                 complete = annotated.read(box)[0, 0] != 0
             objects = labels if asked.values is None else None
-            tally.add(classes, _classes(labels, asked), objects, complete)
-        planes = list(_boxes(found, whole=False))
-        chosen = np.linspace(0, len(planes) - 1, min(DRAWN, len(planes))).round().astype(int)
-        rows = [_row(image, found, label, planes[index], asked) for index in chosen]
+            tally.add(
+                classes, classes_of(labels, asked.values, asked.label.path), objects, complete
+            )
+        rows = [_row(image, found, label, plane, asked) for plane in _drawn(label)]
     return tally.figures(), rows
 
 
-def _row(
-    image: Source, found: Source, label: Source, plane: Box, asked: Evaluation
-) -> picture.Picture:
-    """One plane: image, mask, errors."""
-    classes, wanted = found.read(plane)[0, 0, 0], _classes(label.read(plane)[0, 0, 0], asked)
-    return picture.compared(image.read(plane)[0, :, 0], classes > 0, wanted > 0)
+def _needed(measures: tuple[str, ...], volumes: bool, label: Source) -> Sizes:
+    """The (z, y, x) that have to be read at once."""
+    zyx = label.shape[2:]
+    if "instances" in measures and volumes:
+        return zyx
+    if "instances" in measures or "membranes" in measures:
+        return (1, *zyx[1:])
+    return grow_block(label.chunks[2:], zyx, 2, COUNTED)
 
 
-def _classes(labels: NDArray[np.generic], asked: Evaluation) -> NDArray[np.uint8]:
-    """The classes that labels stand for: instances are class 1."""
-    if asked.values is None:
-        return np.asarray(labels != 0).astype(np.uint8)
-    classes = np.zeros(labels.shape, np.uint8)
-    for number, value in enumerate(asked.values):
-        classes[labels == value] = number
-    return classes
-
-
-def _boxes(mask: Source, whole: bool) -> Iterator[Box]:
-    """Plane after plane, or volume after volume."""
-    times, _, depth, *plane = mask.shape
+def _boxes(source: Source, piece: Sizes) -> Iterator[Box]:
+    """The image in pieces of (z, y, x), time after time."""
+    times, _, *zyx = source.shape
     for t in range(times):
-        for z in range(0, depth, depth if whole else 1):
-            yield Box((t, z, 0, 0), (t + 1, z + (depth if whole else 1), *plane))
+        for index in range(math.prod(grid(tuple(zyx), piece))):
+            box = block_box(index, tuple(zyx), piece)
+            yield Box((t, *box.start), (t + 1, *box.stop))
+
+
+def _drawn(source: Source) -> Iterator[tuple[int, int]]:
+    """The (t, z) of some planes, evenly spread."""
+    times, _, depth, *_ = source.shape
+    planes = times * depth
+    for index in np.linspace(0, planes - 1, min(DRAWN, planes)).round().astype(int):
+        yield divmod(int(index), depth)
+
+
+def _row(
+    image: Source, found: Source, label: Source, plane: tuple[int, int], asked: Evaluation
+) -> picture.Picture:
+    """A part of one plane: image, mask, errors.
+
+    Of candidates, spread evenly over the plane, it is the one that holds most labels, and the
+    middle where none does: the corner of a slide is glass.
+    """
+
+    def wanted(box: Box) -> NDArray[np.bool_]:
+        return classes_of(label.read(box)[0, 0, 0], asked.values, asked.label.path) > 0
+
+    box = max(_candidates(plane, label.shape[3:]), key=lambda box: wanted(box).sum())
+    return picture.compared(image.read(box)[0, :, 0], found.read(box)[0, 0, 0] > 0, wanted(box))
+
+
+def _candidates(plane: tuple[int, int], yx: Sizes) -> Iterator[Box]:
+    """The parts of a plane (t, z) that may be drawn, those in the middle first."""
+    sides = [min(size, picture.LARGEST_SIDE) for size in yx]
+    ends = [size - side for size, side in zip(yx, sides, strict=True)]
+    spread = [np.linspace(0, end, CANDIDATES).astype(int).tolist() for end in ends]
+    middle = [sorted(set(starts), key=lambda a: abs(2 * a - max(starts))) for starts in spread]
+    for y, x in product(*middle):
+        yield Box((*plane, y, x), (plane[0] + 1, plane[1] + 1, y + sides[0], x + sides[1]))
 
 
 def _refuse_other_size(source: Source, spec: SourceSpec, mask: Source, path: str) -> None:

@@ -35,6 +35,7 @@ from unet.errors import DeviceError, RunError, UserError
 from unet.manifest import fingerprint, write_whole
 from unet.metrics import Tally
 from unet.model import UNet
+from unet.stages.predict import choose_devices
 from unet.training import checkpoint
 from unet.training.config import Training
 from unet.training.labelled import Labelled, Split, identity, normalised_by, read_all
@@ -51,17 +52,27 @@ PAGE_ROWS = 6
 GIGABYTE = 1e9
 
 
+def choose_gpus(training: Training, asked: int) -> int:
+    """How many GPUs to train on: as many as were asked for, else one a window where there are some.
+
+    asked  by `resources: gpu` of the job; 0 if it did not ask
+
+    Raises DeviceError where a GPU would have no window, or is not there.
+    """
+    if asked > training.batch:
+        raise DeviceError(
+            f"Expected at least one window for each GPU, got a batch of {training.batch} for "
+            f"{asked} GPUs. Raise `batch`, or use fewer with --set-resources train:gpu=1."
+        )
+    return min(training.batch, len(choose_devices(training.device, asked)))
+
+
 def run(training: Training, folder: Path, threads: int, gpus: int) -> None:
     """Train, and write the model folder. `gpus` is how many to train on; 0 for the CPU.
 
     Raises SourceError for labelled images that cannot be used, RunError where the loss is not
     finite.
     """
-    if gpus > training.batch:
-        raise DeviceError(
-            f"Expected at least one window for each GPU, got a batch of {training.batch} for "
-            f"{gpus} GPUs. Raise `batch`, or use fewer with --set-resources train:gpu=1."
-        )
     split = read_all(training)
     place = folder / "work" / f"checkpoint-{_named(training, split)}.safetensors"
     _tell(training, split, gpus)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
 from unet.architecture import Architecture
-from unet.config import checked
+from unet.config import checked, plain, spec_of
 from unet.errors import ConfigError, UserError
 from unet.geometry import Sizes
+from unet.location import Location, locate
 from unet.model_folder import find_model
 from unet.sources import local_files
 from unet.sources.base import SourceSpec
@@ -42,6 +44,12 @@ class LabelledImage:
     zoom: tuple[float, float]
     train: Part | None
     validate: Part | None
+
+    @cached_property
+    def place(self) -> Location:
+        """Where the image is, links followed: two that are one file have one place."""
+        place = locate(self.image.path)
+        return place.resolve() if isinstance(place, Path) else place
 
     @property
     def paths(self) -> list[str]:
@@ -169,16 +177,17 @@ def _frozen(filled: Mapping[str, Any], images: tuple[LabelledImage, ...]) -> Tra
     special = {
         "classes": classes,
         "images": images,
+        "start": None if filled["start"] is None else plain(filled["start"]),
         "objects": filled["objects"] or classes[1],
         "network": _part(Network, filled["network"]),
         "border": _part(Border, filled["border"]),
         "augment": _part(Augment, filled["augment"]),
         "class_weights": tuple(filled["class_weights"] or [1.0] * len(classes)),
     }
-    plain = {
+    others = {
         key: tuple(value) if isinstance(value, list) else value for key, value in filled.items()
     }
-    return Training(**{**plain, **special})
+    return Training(**{**others, **special})
 
 
 def _part(kind: type[T], section: Mapping[str, Any]) -> T:
@@ -189,14 +198,14 @@ def _image(item: Mapping[str, Any]) -> LabelledImage:
     channels, annotated = item["channels"], item["annotated"]
     train = item["train"] if item["train"] is not None else item["validate"] is None
     return LabelledImage(
-        image=SourceSpec(
+        image=spec_of(
             item["image"],
             axes=item["axes"],
             level=item["level"],
             channels=None if channels is None else tuple(channels),
         ),
-        label=SourceSpec(item["label"], axes=item["label_axes"]),
-        annotated=None if annotated is None else SourceSpec(annotated, axes=item["label_axes"]),
+        label=spec_of(item["label"], axes=item["label_axes"]),
+        annotated=None if annotated is None else spec_of(annotated, axes=item["label_axes"]),
         values=None if item["values"] is None else tuple(item["values"]),
         fill_holes=item["fill_holes"],
         set=item["set"],
@@ -259,8 +268,7 @@ def _problems(training: Training, image: LabelledImage) -> Iterator[str]:
             if last <= first:
                 yield f"expected a range of {axis} with pixels in it, got {[first, last]}."
     for other in training.images:
-        same = Path(other.image.path).absolute() == Path(image.image.path).absolute()
-        if image.train is None or other.validate is None or not same:
+        if image.train is None or other.validate is None or other.place != image.place:
             continue
         if not _apart(image.train, other.validate):
             yield (

@@ -19,6 +19,7 @@ from scipy import ndimage  # type: ignore[import-untyped]
 
 from unet.errors import SourceError
 from unet.geometry import Box
+from unet.labels import classes_of
 from unet.model_folder import file_sha256
 from unet.sources import open_source
 from unet.sources.base import SourceSpec
@@ -34,7 +35,7 @@ class Labelled:
 
     said       what the configuration says of it
     pixels     (C, Z, Y, X) float32, normalised
-    labels     (Z, Y, X) int32: instances from 1, 0 for none; of class masks the values in the file
+    labels     (Z, Y, X) int32: instances from 1, 0 for none; of class masks the number of the class
     annotated  (Z, Y, X) bool
     """
 
@@ -95,9 +96,11 @@ def read_all(training: Training) -> Split:
     trained_on: list[dict[str, Any]] = []
     not_seen: list[dict[str, Any]] = []
     channels: set[int] = set()
+    known: list[tuple[LabelledImage, str]] = []
     for said in training.images:
         whole, digests = read_labelled(said, Normalisation(**normalised_by(training)))
         channels.add(len(whole.pixels))
+        known.append((said, digests["pixels_sha256"]))
         for part, parts, listed in (
             (said.train, seen, trained_on),
             (said.validate, kept, not_seen),
@@ -111,7 +114,7 @@ def read_all(training: Training) -> Split:
             f"Expected images with one number of channels, got {sorted(channels)}. Choose the "
             f"channels of each with `channels`."
         )
-    _refuse_copies(trained_on, not_seen)
+    _refuse_copies(known)
     names = training.channels or tuple(map(str, range(channels.pop())))
     if len(names) != len(seen[0].pixels):
         raise SourceError(
@@ -128,7 +131,7 @@ def normalised_by(training: Training) -> dict[str, Any]:
 
 
 def read_labelled(said: LabelledImage, norm: Normalisation) -> tuple[Labelled, dict[str, str]]:
-    """An image with its labels, and the sha256 of the pixels of both."""
+    """An image with its labels, and the sha256 of the pixels of all that was read."""
     image, labels = _read(said.image), _read(said.label)
     masks = [labels] if said.annotated is None else [labels, _read(said.annotated)]
     for mask, path in zip(masks, said.paths[1:], strict=True):
@@ -142,11 +145,13 @@ def read_labelled(said: LabelledImage, norm: Normalisation) -> tuple[Labelled, d
     offset, scale = (np.reshape(n, (-1, 1, 1, 1)) for n in norm.affine(summaries))
     pixels = ((image.astype(np.float64) - offset) * scale).astype(np.float32)
     annotated = masks[1][0] != 0 if len(masks) > 1 else np.ones(image.shape[1:], np.bool_)
-    numbers = _whole_numbers(labels[0], said)
+    numbers = _numbers(labels[0], said)
     if said.fill_holes and said.values is None:
         numbers = without_holes(numbers)
-    whole = Labelled(said, pixels, numbers, annotated)
-    return whole, {"pixels_sha256": digest(image), "label_sha256": digest(labels)}
+    digests = {"pixels_sha256": digest(image), "label_sha256": digest(labels)}
+    if len(masks) > 1:
+        digests["annotated_sha256"] = digest(masks[1])
+    return Labelled(said, pixels, numbers, annotated), digests
 
 
 def digest(pixels: NDArray[np.generic]) -> str:
@@ -182,24 +187,18 @@ def _read(spec: SourceSpec) -> NDArray[np.generic]:
         source.close()
 
 
-def _whole_numbers(labels: NDArray[np.generic], said: LabelledImage) -> NDArray[np.int32]:
+def _numbers(labels: NDArray[np.generic], said: LabelledImage) -> NDArray[np.int32]:
+    """Classes of a class mask, else instances without gaps: the work grows with the last."""
+    if said.values is not None:
+        return classes_of(labels, said.values, said.label.path).astype(np.int32)
     found = np.unique(labels)
     if np.any(found != np.rint(found.astype(np.float64))) or found[0] < 0 or found[-1] > INSTANCES:
         raise SourceError(
             f"Expected whole numbers from 0 to {INSTANCES} as labels in {said.label.path}, got "
             f"values from {found[0]} to {found[-1]}."
         )
-    if said.values is not None and not set(found.tolist()) <= set(said.values):
-        strange = sorted(set(found.tolist()) - set(said.values))[:5]
-        raise SourceError(
-            f"Expected in {said.label.path} the `values` {list(said.values)} only, one for each "
-            f"class, but it also holds {strange}. Correct `values`, or leave them out if the "
-            f"labels are instances."
-        )
-    if said.values is None:
-        ids = found[found != 0]  # numbered from 1 without gaps, since the work grows with the last
-        return np.where(labels != 0, np.searchsorted(ids, labels) + 1, 0).astype(np.int32)
-    return labels.astype(np.int32)
+    ids = found[found != 0]
+    return np.where(labels != 0, np.searchsorted(ids, labels) + 1, 0).astype(np.int32)
 
 
 def without_holes(labels: NDArray[np.int32]) -> NDArray[np.int32]:
@@ -214,13 +213,22 @@ def without_holes(labels: NDArray[np.int32]) -> NDArray[np.int32]:
     return filled
 
 
-def _refuse_copies(trained_on: list[dict[str, Any]], not_seen: list[dict[str, Any]]) -> None:
-    """An image under another name is still the same image."""
-    seen = {entry["pixels_sha256"]: entry["image"] for entry in trained_on}
-    for entry in not_seen:
-        name = seen.get(entry["pixels_sha256"], entry["image"])
-        if name != entry["image"]:
-            raise SourceError(
-                f"Expected images to validate on that are not trained on, but {entry['image']} "
-                f"has the same pixels as {name}. Take one of them out."
-            )
+def _refuse_copies(images: list[tuple[LabelledImage, str]]) -> None:
+    """Equal pixels are one image, whatever the files are called.
+
+    images  each with the sha256 of its pixels. Two parts of one file are let through: that they
+            are apart is seen in the configuration.
+    """
+    for kept, digest_kept in images:
+        for seen, digest_seen in images:
+            if (
+                kept.validate is not None
+                and seen.train is not None
+                and digest_kept == digest_seen
+                and kept.place != seen.place
+            ):
+                raise SourceError(
+                    f"Expected images to validate on that are not trained on, but "
+                    f"{kept.image.path} has the same pixels as {seen.image.path}. Take one of them "
+                    f"out."
+                )

@@ -54,13 +54,10 @@ def _target(
     labels: NDArray[np.int32], labelled: Labelled, training: Training
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     """The classes and weights of a plane (Y, X) or a volume (Z, Y, X)."""
-    values = labelled.said.values
-    if values is None:
+    if labelled.said.values is None:
         classes, objects = from_instances(labels, len(training.classes))
     else:
-        classes = np.zeros(labels.shape, np.uint8)
-        for number, value in enumerate(values):
-            classes[labels == value] = number
+        classes = labels.astype(np.uint8)
         objects, _ = ndimage.label(classes == training.classes.index(training.objects))
     weights = np.asarray(training.class_weights)[classes]
     if training.border.weight > 0:

@@ -5,6 +5,7 @@ rule download:
         "logs/download/{file}.log",
     wildcard_constraints:
         file="|".join(Path(name).name.replace(".", "[.]") for name in DOWNLOADS),
+    localrule: True
     conda:
         "../../environment.yml"
     params:
@@ -19,6 +20,7 @@ rule demo:
         labels="data/nuclei_label.tif",
     log:
         "logs/demo.log",
+    localrule: True
     conda:
         "../../environment.yml"
     script:
