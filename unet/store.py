@@ -35,6 +35,9 @@ from unet.plan import ImageRef
 from unet.server import told
 from unet.sources.base import GRID, ORDER
 
+MENDED = "`snakemake verify` mends a finished run; else delete the file and run its stage again."
+RESTORED = "Restore the file from a copy."
+
 
 class Pixels:
     """An open array, read and written as (t, c, z, y, x) whatever axes it has.
@@ -90,8 +93,7 @@ class Pixels:
                 _refuse_trouble(error)
                 raise StoreError(
                     f"Expected readable chunks in {self.location}, at (t, z, y, x) = {box}, but "
-                    f"one is damaged: {error}. Restore the file from a copy, or delete it and run "
-                    f"its stage again."
+                    f"one is damaged: {error}. {MENDED if self.own else RESTORED}"
                 ) from error
         order = [self.axes.index(axis) for axis in ORDER if axis in self.axes]
         values = values.transpose(order)
