@@ -20,11 +20,18 @@ GAP = 8
 OUTLINE = (255, 230, 0)
 
 
-def picture(store: str, start: tuple[int, int], size: int, plane: int) -> NDArray[np.uint8]:
-    """Three panels side by side, (Y, X, 3): image, mask, outline. `start` is (y, x)."""
+def picture(
+    store: str, start: tuple[int, int] | None, size: int, plane: int | None
+) -> NDArray[np.uint8]:
+    """Three panels side by side, (Y, X, 3): image, mask, outline.
+
+    start  (y, x) of the part; None for the middle, as of the planes
+    """
     with ExitStack() as opened:
         image, mask = (opened.enter_context(closing(source)) for source in sources(store))
-        box = part(image.shape, (plane, *start), size)
+        middle = [max(0, n - size) // 2 for n in image.shape[3:]]
+        z = image.shape[2] // 2 if plane is None else plane
+        box = part(image.shape, (z, *(start or middle)), size)
         pixels, found = image.read(box)[0, :3, 0], mask.read(box)[0, 0, 0] > 0
     rgb = np.moveaxis(pixels if len(pixels) == 3 else pixels[:1], 0, -1)
     if rgb.dtype != np.uint8:
@@ -73,9 +80,10 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("store")
     parser.add_argument("png", type=Path)
-    parser.add_argument("--start", type=int, nargs=2, default=(0, 0), metavar=("Y", "X"))
+    parser.add_argument("--start", type=int, nargs=2, metavar=("Y", "X"), help="default the middle")
     parser.add_argument("--size", type=int, default=512)
-    parser.add_argument("--plane", type=int, default=0)
+    parser.add_argument("--plane", type=int, help="default the middle")
     given = parser.parse_args()
-    drawn = picture(given.store, tuple(given.start), given.size, given.plane)
+    start = tuple(given.start) if given.start else None
+    drawn = picture(given.store, start, given.size, given.plane)
     given.png.write_bytes(imagecodecs.png_encode(drawn))

@@ -1,6 +1,7 @@
 """The real snakemake on the real workflow."""
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -70,6 +71,17 @@ def test_a_second_call_has_nothing_to_do(run_workflow, config, folder):
     done = run_workflow(config, folder, "--set-scatter", "slab=2")
     assert "Nothing to be done" in (done.stdout + done.stderr)
     assert files_in(folder / "results") == before
+
+
+@pytest.mark.usefixtures("finished")
+def test_a_deleted_result_is_made_again(run_workflow, config, folder):
+    result = folder / "results" / "rgb" / "rgb.ome.zarr"
+    before = files_in(result)
+    shutil.rmtree(result)
+    done = run_workflow(config, folder, "--set-scatter", "slab=2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert files_in(result) == before
+    assert "rule predict:" not in done.stderr
 
 
 @pytest.mark.usefixtures("finished")

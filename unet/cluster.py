@@ -113,6 +113,8 @@ def connect(machines: Machines) -> Iterator[Client]:
         return
     device = f"GPU {', '.join(machines.devices)}" if machines.devices else "the CPU"
     log.info("%d worker(s) for %s, %s", machines.workers, device, _where())
+    # A worker that is slow to end is ended, which is no matter for a warning.
+    logging.getLogger("distributed.nanny").setLevel(logging.ERROR)
     key = "distributed.nanny.pre-spawn-environ"
     environ = {**dask.config.get(key), **QUIET, **KEEP_FREED_MEMORY}
     with (

@@ -216,8 +216,8 @@ def choose_core(
         if smaller is None:
             least = fixed + activation_bytes(architecture, core, request.precision)
             raise PlanError(
-                f"Expected a worker to need at most the {request.memory / 1e9:.1f} GB of "
-                f"`memory`, but even the smallest window makes it need {least / 1e9:.1f} GB. Give "
+                f"Expected a worker to need at most the {request.memory / 1e9:.3g} GB of "
+                f"`memory`, but even the smallest window makes it need {least / 1e9:.3g} GB. Give "
                 f"it more memory, or choose smaller shards (`shard`)."
             )
         core = smaller
@@ -268,8 +268,8 @@ def make_plan(
     needed = fixed + batch * one
     if needed > request.memory:
         raise PlanError(
-            f"Expected a worker to need at most the {request.memory / 1e9:.1f} GB of `memory`, but "
-            f"with cores of {core} it needs {needed / 1e9:.1f} GB. Give it more memory, or choose "
+            f"Expected a worker to need at most the {request.memory / 1e9:.3g} GB of `memory`, but "
+            f"with cores of {core} it needs {needed / 1e9:.3g} GB. Give it more memory, or choose "
             f"a smaller `core`."
         )
     sizes = core_sizes(image.shape, block, core, stride)

@@ -106,6 +106,12 @@ def _check_fit(image: ImageRef, spec: ModelSpec) -> None:
             f"{image.shape[2:]}. Choose a 2D model, or name the axes with `axes`."
         )
     found = image.pixel_size.get("x")
+    if spec.pixel_size and not found:
+        log.warning(
+            "nothing says the image's pixel size, and the model %s was trained on %.3f um: see to "
+            "it that its objects look as large, or set `pixel_size`.",
+            *(spec.name, spec.pixel_size),
+        )
     if spec.pixel_size and found and not 1 / ODD_SCALE < found / spec.pixel_size < ODD_SCALE:
         log.warning(
             "the image has pixels of %.3f um, but the model %s was trained on %.3f um: its objects "

@@ -1,3 +1,4 @@
+import json
 import time
 from dataclasses import asdict
 from functools import cache
@@ -8,6 +9,7 @@ from snakemake.exceptions import WorkflowError
 
 from unet.config import read_config, scheduler_address
 from unet.errors import UserError
+from unet.location import locate
 from unet.model_folder import find_model
 from unet.sources import local_files
 from unet.training.config import read_training
@@ -133,6 +135,18 @@ def machine_cores():
     if scheduler_address(CONFIG.scheduler):
         return 1
     return getattr(workflow.resource_settings, "cores", None) or 8
+
+
+def result_is_gone(wildcards):
+    """Whether a result was deleted, but not what says that it was made: then it is made again.
+
+    A server is not asked: a dry run needs no network.
+    """
+    stitched = Path("results", wildcards.image, "stitch.json")
+    if not stitched.exists():
+        return False
+    result = locate(json.loads(stitched.read_text(encoding="utf-8"))["result"])
+    return isinstance(result, Path) and not result.exists()
 
 
 def download_of(wildcards):

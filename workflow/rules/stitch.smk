@@ -17,6 +17,7 @@ rule stitch:
         scheduler=CONFIG.scheduler,
         stores=CONFIG.stores,
         block_seconds=CONFIG.block_seconds,
+        gone=result_is_gone,
         version=VERSION,
     script:
         "../../scripts/stitch.py"
