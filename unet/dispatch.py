@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
@@ -37,7 +36,7 @@ MOST_FAILURES = 10  # of which more fail than end well: the cause is not in the 
 NAMED_FAILURES = 5
 PATIENCE = "distributed.scheduler.no-workers-timeout"  # in Dask's configuration; or else
 PATIENCE_SECONDS = 600  # since workers of a cluster may have to queue
-OWN_PATIENCE_SECONDS = 60  # but not those of this machine
+OWN_PATIENCE_SECONDS = 180  # but not those of this machine
 SECONDS_BETWEEN_LOOKS = 2.0
 
 
@@ -88,7 +87,7 @@ class _Dispatch:
         self._out: dict[Any, tuple[int, Future[Any]]] = {}
         self._ended: SimpleQueue[Future[Any]] = SimpleQueue()
         self._failed: dict[int, BaseException] = {}
-        self._deaths: Counter[int] = Counter()
+        self._deaths: dict[int, tuple[int, int]] = {}  # how often, and successes until then
         self._successes = 0
         self._submissions = 0
         self._lonely_since: float | None = None
@@ -208,11 +207,12 @@ class _Dispatch:
             self._done(block, result)
 
     def _may_be_another_s(self, block: int, result: Any) -> bool:
-        """Whether a block is to be tried again whose workers died: perhaps by another's fault."""
+        """Whether a block is tried again whose workers died: others ended well between."""
         if not (isinstance(result, Failed) and isinstance(result.error, KilledWorker)):
             return False
-        self._deaths[block] += 1
-        return self._deaths[block] <= RETRIES
+        times, before = self._deaths.get(block, (0, 0))
+        self._deaths[block] = (times + 1, self._successes)
+        return times < RETRIES and self._successes > before
 
     def _is_hopeless(self) -> bool:
         return len(self._failed) >= max(MOST_FAILURES, self._successes)
