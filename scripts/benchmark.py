@@ -82,11 +82,11 @@ def one_round(folder: Path, given: argparse.Namespace, precisions: list[str]) ->
     import torch
     from ways import network_alone, seconds_of
 
-    torch.set_num_threads(given.cores)
     found = {}
     for precision in precisions:
         place = Workspace(Path(tempfile.mkdtemp(dir=folder)))
         found |= {f"{name} {precision}": s for name, s in pipeline(place, given, precision).items()}
+        torch.set_num_threads(given.cores)  # the stage's reference window takes one
         seconds, used = network_alone(read_plan(place))
         found[f"network alone {precision}"] = seconds
         found[f"network alone, of processors {precision}"] = used
