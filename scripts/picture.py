@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from unet.errors import UserError
 from unet.geometry import Box, Sizes
+from unet.picture import beside, on_screen, white
 from unet.sources import open_source
 from unet.sources.base import Source, SourceSpec
 
-GAP = 8
 OUTLINE = (255, 230, 0)
 
 
@@ -33,15 +33,9 @@ def picture(
         z = image.shape[2] // 2 if plane is None else plane
         box = part(image.shape, (z, *(start or middle)), size)
         pixels, found = image.read(box)[0, :3, 0], mask.read(box)[0, 0, 0] > 0
-    rgb = np.moveaxis(pixels if len(pixels) == 3 else pixels[:1], 0, -1)
-    if rgb.dtype != np.uint8:
-        low, high = np.percentile(rgb, (0.5, 99.8))
-        rgb = np.clip((rgb - low) / max(high - low, 1) * 255, 0, 255).astype(np.uint8)
-    rgb = np.broadcast_to(rgb, (*found.shape, 3))
+    rgb = on_screen(pixels)
     outlined = np.where(outline(found)[..., np.newaxis], np.uint8(OUTLINE), rgb)
-    panels = [rgb, np.repeat(found[..., np.newaxis] * np.uint8(255), 3, axis=-1), outlined]
-    gap = np.full((found.shape[0], GAP, 3), 255, np.uint8)
-    return np.concatenate([panels[0], gap, panels[1], gap, panels[2]], axis=1)
+    return beside([rgb, white(found), outlined])
 
 
 def sources(store: str) -> tuple[Source, Source]:

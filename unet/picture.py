@@ -20,7 +20,7 @@ WIDTH, HEIGHT, MARGIN = 640, 220, 48
 TICKS = 5
 COLOURS = ("#1f6fb4", "#c8501e", "#2f8a3c", "#7b4ea3", "#8a6a2f", "#4a4a4a")
 FOUND_ONLY, WANTED_ONLY = (230, 60, 40), (50, 110, 240)
-GAP = 6
+GAP = 8
 LARGEST_SIDE = 256
 
 Picture = NDArray[np.uint8]
@@ -103,14 +103,31 @@ def compared(pixels: NDArray[Any], found: NDArray[np.bool_], wanted: NDArray[np.
     """
     cut = tuple(slice(0, min(side, LARGEST_SIDE)) for side in found.shape)
     found, wanted = found[cut], wanted[cut]
-    rgb = np.moveaxis(pixels[(slice(0, 3), *cut)], 0, -1).astype(np.float64)
-    rgb = rgb if rgb.shape[-1] == 3 else rgb[..., :1]
-    low, high = np.percentile(rgb, (0.5, 99.8))
-    grey = np.clip((rgb - low) / max(high - low, 1e-9) * 255, 0, 255).astype(np.uint8)
-    image = np.broadcast_to(grey, (*found.shape, 3))
-    mask = np.repeat(found[..., None] * np.uint8(255), 3, axis=-1)
     errors = np.repeat((found & wanted)[..., None] * np.uint8(200), 3, axis=-1)
     errors[found & ~wanted] = FOUND_ONLY
     errors[wanted & ~found] = WANTED_ONLY
-    gap = np.full((found.shape[0], GAP, 3), 255, np.uint8)
-    return np.concatenate([image, gap, mask, gap, errors], axis=1)
+    return beside([on_screen(pixels[(slice(None), *cut)]), white(found), errors])
+
+
+def on_screen(pixels: NDArray[Any]) -> Picture:
+    """Pixels (C, Y, X) as (Y, X, 3): three channels are colours, of other numbers the first.
+
+    8 bits are what a screen shows; other values are stretched between their percentiles.
+    """
+    rgb = np.moveaxis(pixels if len(pixels) == 3 else pixels[:1], 0, -1)
+    if rgb.dtype != np.uint8:
+        low, high = np.percentile(rgb, (0.5, 99.8))
+        rgb = np.clip((rgb - low) / max(high - low, 1e-9) * 255, 0, 255).astype(np.uint8)
+    return np.broadcast_to(rgb, (*rgb.shape[:2], 3))
+
+
+def white(mask: NDArray[np.bool_]) -> Picture:
+    """A mask (Y, X), white on black."""
+    return np.repeat(mask[..., np.newaxis] * np.uint8(255), 3, axis=-1)
+
+
+def beside(panels: Sequence[Picture]) -> Picture:
+    """Pictures of one height, from left to right."""
+    gap = np.full((panels[0].shape[0], GAP, 3), 255, np.uint8)
+    parts = [part for panel in panels for part in (gap, panel)]
+    return np.concatenate(parts[1:], axis=1)

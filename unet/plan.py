@@ -241,20 +241,23 @@ def activation_bytes(architecture: Architecture, core: Sizes, precision: str) ->
     return peak // 2 if precision == "bfloat16" else peak
 
 
-def make_plan(
-    image: ImageRef,
-    model: ModelSpec,
-    affine: tuple[tuple[float, ...], tuple[float, ...]],
-    request: Request,
-    slabs: int,
-) -> Plan:
-    """Decide everything for one image. Raises PlanError where it does not fit or contradicts.
+@dataclass(frozen=True)
+class Load:
+    """What a worker runs at once and what that takes, named as in `Plan`."""
 
-    affine  offsets and scales of the channels, by the model's normalisation of the whole image
+    core: Sizes
+    batch: int
+    worker_bytes: int
+    device_bytes: int
+
+
+def fit(image: ImageRef, model: ModelSpec, block: Sizes, request: Request) -> Load:
+    """The largest windows, and of small ones the most, that fit the memory.
+
+    Raises PlanError where none does, or the core that was asked for does not.
     """
     architecture = model.architecture
-    stride, halo = lattice(architecture)
-    block, chunk = block_shape(image.shape, stride, request, architecture.dims)
+    _, halo = lattice(architecture)
     read = Box((0,) * 4, block).grow(halo).shape
     channels = len(image.channel_names)
     held = math.prod(read) * channels * np.dtype(image.dtype).itemsize
@@ -272,7 +275,25 @@ def make_plan(
             f"with cores of {core} it needs {needed / 1e9:.3g} GB. Give it more memory, or choose "
             f"a smaller `core`."
         )
-    sizes = core_sizes(image.shape, block, core, stride)
+    return Load(core, batch, needed, parameters + batch * one)
+
+
+def make_plan(
+    image: ImageRef,
+    model: ModelSpec,
+    affine: tuple[tuple[float, ...], tuple[float, ...]],
+    request: Request,
+    slabs: int,
+) -> Plan:
+    """Decide everything for one image. Raises PlanError where it does not fit or contradicts.
+
+    affine  offsets and scales of the channels, by the model's normalisation of the whole image
+    """
+    architecture = model.architecture
+    stride, halo = lattice(architecture)
+    block, chunk = block_shape(image.shape, stride, request, architecture.dims)
+    load = fit(image, model, block, request)
+    sizes = core_sizes(image.shape, block, load.core, stride)
     return Plan(
         image=image,
         model=str(model.folder),
@@ -285,14 +306,14 @@ def make_plan(
         halo=halo,
         block=block,
         chunk=chunk,
-        core=core,
-        batch=batch,
+        core=load.core,
+        batch=load.batch,
         blocks=math.prod(grid(image.shape, block)),
         windows=math.prod(sum(axis.values()) for axis in sizes),
         flop=_flop(architecture, sizes),
         memory=request.memory,
-        worker_bytes=needed,
-        device_bytes=parameters + batch * one,
+        worker_bytes=load.worker_bytes,
+        device_bytes=load.device_bytes,
         slabs=slabs,
         fingerprint=fingerprint(
             *(image.digest, image.axes, image.shape, model.fingerprint, affine, request.precision),
