@@ -17,6 +17,7 @@ from unet.picture import beside, on_screen, white
 from unet.sources import open_source
 from unet.sources.base import Source, SourceSpec
 
+GAP = 8
 OUTLINE = (255, 230, 0)
 
 
@@ -35,7 +36,7 @@ def picture(
         pixels, found = image.read(box)[0, :3, 0], mask.read(box)[0, 0, 0] > 0
     rgb = on_screen(pixels)
     outlined = np.where(outline(found)[..., np.newaxis], np.uint8(OUTLINE), rgb)
-    return beside([rgb, white(found), outlined])
+    return beside([rgb, white(found), outlined], GAP)
 
 
 def sources(store: str) -> tuple[Source, Source]:

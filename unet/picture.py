@@ -20,7 +20,7 @@ WIDTH, HEIGHT, MARGIN = 640, 220, 48
 TICKS = 5
 COLOURS = ("#1f6fb4", "#c8501e", "#2f8a3c", "#7b4ea3", "#8a6a2f", "#4a4a4a")
 FOUND_ONLY, WANTED_ONLY = (230, 60, 40), (50, 110, 240)
-GAP = 8
+GAP = 6
 LARGEST_SIDE = 256
 
 Picture = NDArray[np.uint8]
@@ -126,8 +126,8 @@ def white(mask: NDArray[np.bool_]) -> Picture:
     return np.repeat(mask[..., np.newaxis] * np.uint8(255), 3, axis=-1)
 
 
-def beside(panels: Sequence[Picture]) -> Picture:
-    """Pictures of one height, from left to right."""
-    gap = np.full((panels[0].shape[0], GAP, 3), 255, np.uint8)
-    parts = [part for panel in panels for part in (gap, panel)]
+def beside(panels: Sequence[Picture], gap: int = GAP) -> Picture:
+    """Pictures of one height, from left to right, `gap` pixels apart."""
+    between = np.full((panels[0].shape[0], gap, 3), 255, np.uint8)
+    parts = [part for panel in panels for part in (between, panel)]
     return np.concatenate(parts[1:], axis=1)
