@@ -4,9 +4,10 @@ Two experiments, each in one run on one machine, on the CPU:
 
 network  The network of 2015 with random weights on one image: this pipeline from the file to the
          mask, a plain loop over 572 windows, MONAI's sliding window where MONAI is installed, and
-         the network alone on the very windows of the plan. The ways take turns, round by round,
-         and ratios are taken within a round, so that a machine that slows down slows down all.
-         Where others use the machine too, the time of the processors says more than the clock.
+         the network alone on the very windows of the plan, in the environment of a worker. The
+         ways take turns, round by round, and ratios are taken within a round, so that a machine
+         that slows down slows down all. Where others use the machine too, the time of
+         the processors says more than the clock.
 data     The pipeline on a large image with the centre crop in the network's place: what moving
          the pixels costs, the start of the workers with it.
 
@@ -16,6 +17,7 @@ torch is imported late, since every worker imports this file, as Python's `spawn
 import argparse
 import json
 import logging
+import multiprocessing
 import os
 import platform
 import statistics
@@ -23,6 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -80,21 +83,36 @@ def pipeline(place: Workspace, given: argparse.Namespace, precision: str) -> Sec
 def one_round(folder: Path, given: argparse.Namespace, precisions: list[str]) -> Seconds:
     """Every way once."""
     import torch
-    from ways import network_alone, seconds_of
+    from ways import seconds_of
 
     found = {}
     for precision in precisions:
         place = Workspace(Path(tempfile.mkdtemp(dir=folder)))
         found |= {f"{name} {precision}": s for name, s in pipeline(place, given, precision).items()}
-        torch.set_num_threads(given.cores)  # the stage's reference window takes one
-        seconds, used = network_alone(read_plan(place))
+        seconds, used = alone(place, given.cores)
         found[f"network alone {precision}"] = seconds
         found[f"network alone, of processors {precision}"] = used
-    image = trial.made_image(given.size)
-    for way in ("plain loop", "MONAI"):
-        if way != "MONAI" or find_spec("monai"):
-            found[way] = seconds_of(way, folder / "model", image)
+    if given.others:
+        torch.set_num_threads(given.cores)  # the stage's reference window takes one
+        image = trial.made_image(given.size)
+        for way in ("plain loop", "MONAI"):
+            if way != "MONAI" or find_spec("monai"):
+                found[way] = seconds_of(way, folder / "model", image)
     return found
+
+
+def alone(place: Workspace, cores: int) -> tuple[float, float]:
+    """The network alone, in a process whose environment is that of a worker."""
+    from ways import network_alone
+
+    before = dict(os.environ)
+    os.environ.update({name: str(value) for name, value in cluster.KEEP_FREED_MEMORY.items()})
+    try:
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+            return process.submit(network_alone, read_plan(place), cores).result()
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def ratios(found: Seconds, precisions: list[str]) -> dict[str, float]:
@@ -118,7 +136,7 @@ def ratios(found: Seconds, precisions: list[str]) -> dict[str, float]:
 
 def network_experiment(given: argparse.Namespace) -> dict[str, Any]:
     """All rounds, and their medians."""
-    precisions = ["float32"] + ["bfloat16"] * has_bfloat16()
+    precisions = [p for p in given.precisions if p != "bfloat16" or has_bfloat16()]
     rounds = []
     with tempfile.TemporaryDirectory(dir=given.folder) as name:
         trial.write_image(Path(name, "image.tif"), given.size)
@@ -130,7 +148,7 @@ def network_experiment(given: argparse.Namespace) -> dict[str, Any]:
             )
     every = [ratios(found, precisions) for found in rounds]
     missing = [] if find_spec("monai") else ["MONAI not measured: it is not installed"]
-    if "bfloat16" not in precisions:
+    if precisions != given.precisions:
         missing.append("bfloat16 not measured: this processor has no bfloat16")
     return {
         "image": [given.size, given.size],
@@ -184,9 +202,11 @@ def processor_seconds() -> float:
 
 def predict_crop(job_of: Callable[..., Any], place: Workspace, cores: int) -> None:
     """What `unet.stages.predict.run` does, with another job."""
+    from unet.stages.predict import processes
+
     plan = read_plan(place)
     machines = cluster.Machines.for_network(None, (), cores)
-    machines = machines.at_least(plan.memory // plan.worker_bytes)
+    machines = machines.at_least(processes(plan))
     group = str(probabilities_group(plan, place))
     job = job_of("predict crop", plan, group, "cpu", max(1, cores // machines.workers))
     target, blocks = probabilities(plan, place), range(plan.blocks)
@@ -253,6 +273,10 @@ def options() -> argparse.Namespace:
     parser.add_argument("--only", choices=("network", "data"))
     parser.add_argument("--size", type=int, default=1536, help="side of the network's image")
     parser.add_argument("--width", type=int, default=64, help="channels of the first level")
+    parser.add_argument("--precisions", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument(
+        "--no-others", dest="others", action="store_false", help="leave the loop and MONAI out"
+    )
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--data-size", type=int, default=16384, help="side of the data's image")
     parser.add_argument("--compression", default="zlib", help="of the data's TIFF; none for none")

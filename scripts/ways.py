@@ -92,11 +92,12 @@ class Recorder:
         return np.zeros((count, 1, y - 2 * CONTEXT, x - 2 * CONTEXT), np.float32)
 
 
-def network_alone(plan: Plan) -> tuple[float, float]:
+def network_alone(plan: Plan, cores: int) -> tuple[float, float]:
     """The forward passes on the plan's windows, which wait in memory as the network takes them.
 
     Returns seconds by the clock, and of the processors.
     """
+    torch.set_num_threads(cores)
     image, recorder = plan.image, Recorder()
     source = store.open_image(image)
     runner = WindowRunner(

@@ -71,6 +71,12 @@ def make_tiny_model(folder: Path, seed: int = 0, **network: Any) -> ModelSpec:
     return save_model(folder, built, said)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--kills", type=int, default=4, help="moments of each stage that it is killed at"
+    )
+
+
 @pytest.fixture(scope="session")
 def make_model(tmp_path_factory: pytest.TempPathFactory) -> ModelMaker:
     """Makes model folders, each in a place of its own: `make_model(dims=3, classes=3)`."""

@@ -1,9 +1,18 @@
-"""Running the stages of one image as the workflow does, or block by block in this process."""
+"""Running the stages of one image as the workflow does, or block by block in this process.
 
+And where a run listens.
+"""
+
+import ipaddress
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 
 from unet import store
@@ -91,3 +100,41 @@ def run_stages(
         predict.run(place, slab, slabs, machines, "cpu")
     stitch.run(place, choice, machines)
     return plan
+
+
+def listening() -> set[str]:
+    """The addresses that this process and those that it started listen on."""
+    found = set()
+    for process in (psutil.Process(), *psutil.Process().children(recursive=True)):
+        with suppress(psutil.NoSuchProcess):  # it ended since
+            found |= {
+                connection.laddr.ip
+                for connection in process.net_connections("inet")
+                if connection.status == psutil.CONN_LISTEN
+            }
+    return found
+
+
+@contextmanager
+def sockets_watched() -> Iterator[set[str]]:
+    """The addresses that are listened on at any moment meanwhile."""
+    found: set[str] = set()
+    ended = threading.Event()
+
+    def look() -> None:
+        while not ended.is_set():
+            found.update(listening())
+            time.sleep(0.01)
+
+    watcher = threading.Thread(target=look)
+    watcher.start()
+    try:
+        yield found
+    finally:
+        ended.set()
+        watcher.join()
+
+
+def assert_loopback_only(found: set[str]) -> None:
+    assert found, "nothing listened: this test looked at nothing"
+    assert [ip for ip in found if not ipaddress.ip_address(ip).is_loopback] == []

@@ -1,13 +1,14 @@
 """Faults, injected on purpose into real stages: what is left is byte for byte an undisturbed run's.
 
 Kills come at random moments of seeded sequences: whole groups of processes by SIGKILL, again and
-again within one run. What was recorded as done is never done again, which the ledgers show, since a
+again within one run: at four moments of each stage, or as many as `pytest --kills` says. What was recorded as done is never done again, which the ledgers show, since a
 block that is done twice is recorded twice.
 """
 
 from __future__ import annotations
 
 import errno
+import math
 import multiprocessing
 import os
 import random
@@ -47,8 +48,8 @@ from unet.workspace import Workspace
 
 pytestmark = pytest.mark.timeout(900)
 
-KILLS = 4  # in each of three stages, so a dozen moments
-SIDE, BLOCK = 160, 16  # 100 blocks, so that some are always left to be killed in
+BLOCK = 16
+BLOCKS_A_KILL = 25  # so that some are always left to be killed in
 SMALL_BLOCKS = Request(
     memory=GENEROUS, shard=(BLOCK, BLOCK), chunk=(BLOCK, BLOCK), core=(BLOCK, BLOCK)
 )
@@ -63,11 +64,21 @@ LEDGERS = {
 
 @dataclass(frozen=True)
 class Case:
-    """An image and a model, and the folder of an undisturbed run."""
+    """An image and a model, and the folder of an undisturbed run.
+
+    side   of the image, in blocks
+    kills  how often each stage is killed
+    """
 
     source: SourceSpec
     model: Path
     place: Workspace
+    side: int
+    kills: int
+
+    @property
+    def blocks(self) -> int:
+        return self.side**2
 
 
 def run_stage(name: str, case: Case, place: Workspace, machines: Machines) -> None:
@@ -85,12 +96,17 @@ def run_stage(name: str, case: Case, place: Workspace, machines: Machines) -> No
 
 @pytest.fixture(scope="module")
 def case(
-    tmp_path_factory: pytest.TempPathFactory, tiny_model: ModelSpec, machines: Machines
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_model: ModelSpec,
+    machines: Machines,
+    pytestconfig: pytest.Config,
 ) -> Iterator[Case]:
-    folder = tmp_path_factory.mktemp("faults")
-    tifffile.imwrite(folder / "image.tif", picture(SIDE, SIDE), tile=(BLOCK, BLOCK))
+    folder, kills = tmp_path_factory.mktemp("faults"), pytestconfig.getoption("kills")
+    side = math.isqrt(BLOCKS_A_KILL * kills - 1) + 1
+    pixels = picture(side * BLOCK, side * BLOCK)
+    tifffile.imwrite(folder / "image.tif", pixels, tile=(BLOCK, BLOCK))
     place = Workspace(folder / "image")
-    found = Case(SourceSpec(str(folder / "image.tif")), tiny_model.folder, place)
+    found = Case(SourceSpec(str(folder / "image.tif")), tiny_model.folder, place, side, kills)
     with pytest.MonkeyPatch.context() as restored:
         restored.setattr(ingest, "BLOCK_PIXELS", ingest.BLOCK_PIXELS)
         restored.setattr(layout, "CHUNK", layout.CHUNK)
@@ -160,7 +176,7 @@ def test_killed_workers(case: Case, tmp_path: Path) -> None:
         running = threading.Thread(target=run_stage, args=(stage, case, place, TWO_CORES))
         running.start()
         moments = Moments(f"worker {stage}", most_blocks=12)
-        for _ in range(KILLS if stage in STAGES else 0):
+        for _ in range(case.kills if stage in STAGES else 0):
             moments.wait(place, stage, running.is_alive)
             wait_until(lambda: bool(workers_of(os.getpid(), others)), running.is_alive)
             for worker in workers_of(os.getpid(), others)[:1]:
@@ -177,7 +193,7 @@ def test_killed_stages(case: Case, tmp_path: Path) -> None:
     for stage in ("ingest", "split", "predict", "stitch"):
         arguments = (stage, case, place, ONE_CORE)
         moments = Moments(f"stage {stage}", most_blocks=12)
-        for _ in range(KILLS if stage in STAGES else 0):
+        for _ in range(case.kills if stage in STAGES else 0):
             running = context.Process(target=run_stage, args=arguments)
             running.start()
             moments.wait(place, stage, running.is_alive)
@@ -194,7 +210,7 @@ def test_killed_stages(case: Case, tmp_path: Path) -> None:
 
 
 def test_killed_workflows(case: Case, tmp_path: Path) -> None:
-    """SIGKILL of Snakemake and all that it started, ten times, in each stage."""
+    """SIGKILL of Snakemake and all that it started, a dozen times, in each stage."""
     config = {
         "images": [{"name": "image", "path": case.source.path, "model": str(case.model)}],
         "split": {key: [BLOCK, BLOCK] for key in ("shard", "chunk", "core")},
@@ -209,9 +225,9 @@ def test_killed_workflows(case: Case, tmp_path: Path) -> None:
     ]
     place = Workspace(tmp_path / "results" / "image")
     draw, log = random.Random("workflow"), tmp_path / "logs" / "image" / "ingest.log"
-    for stage, kills in (("ingest", 3), ("predict", 4), ("stitch", 3)):
+    for stage in STAGES:
         moments = Moments(f"workflow {stage}", most_blocks=18)
-        for _ in range(kills):
+        for _ in range(case.kills):
             running = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
 
             def alive(running: subprocess.Popen[bytes] = running) -> bool:
@@ -377,7 +393,7 @@ def test_a_lost_scheduler_is_told(case: Case, tmp_path: Path) -> None:
                 run_stage("predict", case, place, machines)
             killer.join()
         already = times_done(place, "predict")
-        assert 0 < len(already) < (SIDE // BLOCK) ** 2
+        assert 0 < len(already) < case.blocks
         with started_scheduler(tmp_path) as (_, address):
             run_stage("predict", case, place, Machines.for_network(address, (), 1))
     assert set(times_done(place, "predict").values()) == {1}
@@ -461,7 +477,7 @@ def test_too_little_room_is_told_before_anything_is_written(
     place = Workspace(tmp_path / "image")
     shutil.copytree(case.place.root, place.root)
     shutil.rmtree(next((place.root / "work").glob("predict-*")))
-    free = SIDE * SIDE * 4 // 4 - 1  # less than a quarter of the probabilities
+    free = case.blocks * BLOCK * BLOCK - 1  # less than a quarter of the probabilities
     monkeypatch.setattr(room.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, free))
     for stage in ("split", "predict"):
         with pytest.raises(RunError, match=r"Expected room .* GB before they are compressed, and"):

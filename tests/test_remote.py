@@ -40,7 +40,7 @@ from unet.plan import Request
 from unet.sources import open_source
 from unet.sources.base import SourceSpec
 from unet.sources.file import RemoteFile
-from unet.stages import ingest, predict, split, stitch
+from unet.stages import ingest, predict, split, stitch, verify
 from unet.workspace import Workspace, probabilities, probabilities_group
 
 CUT = {"shard": (64, 64), "chunk": (32, 32), "core": (32, 64)}
@@ -526,6 +526,39 @@ def test_a_result_on_s3_that_lost_a_shard_is_made_whole(
     (result / "labels/mask/0/c/1/1").unlink(missing_ok=True)
     stitch.run(place, stitch.Choice(), machines)
     assert stores(place) == before
+
+
+def test_a_run_on_s3_is_verified_and_what_is_damaged_is_made_again(
+    bucket, source, tiny_model, machines, tmp_path
+):
+    """A flipped bit, a cut object and lost ones: of the copy, the probabilities and the result."""
+    place = on_s3(bucket, tmp_path)
+    plan = run_stages(source, tiny_model, place, machines=machines, **CUT)
+    before = stores(place)
+    target = probabilities(plan, place)
+    result = locate(read_manifest(place.manifest("stitch"), stitch.Stitched).result)
+    copy = locate(plan.image.store) / plan.image.array / "c/0/0"
+    content = bytearray(copy.read_bytes())
+    content[len(content) // 3] ^= 1
+    copy.write_bytes(bytes(content))
+    target.pixels.shard_file(3, plan.block).write_bytes(b"cut short")
+    target.pixels.shard_file(7, plan.block).unlink(missing_ok=True)
+    (result / "labels/mask/0/c/0/2").unlink(missing_ok=True)
+    asked = verify.Asked(source, stitch.Choice(), blocks=4)
+    verify.run(place, asked, verify.Crews(machines, machines, "cpu"))
+    proof = read_manifest(place.manifest("verify"), verify.Verified)
+    assert set(proof.made_again) == {
+        *("image copy, block 0", "probabilities, block 3", "probabilities, block 7"),
+        "mask level 0, block 2",
+    }
+    assert proof.passed
+    assert proof.agreement.largest_difference == 0
+    root = zarr.open_group(ObjectStore(result.objects()), mode="r")
+    assert root.attrs["unet"]["verify"]["passed"]
+    after = stores(place)
+    for found in (before, after):
+        del found["result/zarr.json"]  # it holds the proof now
+    assert after == before
 
 
 # --- Servers that are away, and what is told ------------------------------------------------------

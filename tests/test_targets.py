@@ -12,7 +12,7 @@ import tifffile
 
 from unet.training.config import Border, read_training
 from unet.training.labelled import read_all, without_holes
-from unet.training.sampling import Sampler, bend, places, restained
+from unet.training.sampling import Sampler, bend, places, restained, saturated
 from unet.training.targets import border_weights, from_instances, target
 
 PAPER = Border(weight=10, sigma=5)
@@ -116,7 +116,8 @@ def test_what_is_not_annotated_weighs_nothing_and_is_not_drawn_for(files):
 def test_without_variation_a_window_is_the_image_itself(files):
     """Classes and weights lie on the network's output: the centre of the window, in step."""
     still = dict.fromkeys(
-        ("on_object", "elastic", "gain", "gamma", "offset", "blur", "noise", "stain"), 0
+        ("on_object", "elastic", "gain", "gamma", "offset", "blur", "noise", "saturation", "stain"),
+        0,
     )
     said = training(files, item={"zoom": [1, 1]}, augment={"turn": False, **still})
     part = read_all(said).seen[0]
@@ -150,3 +151,16 @@ def test_restaining_by_nothing_changes_nothing():
     light = np.random.default_rng(0).uniform(0.1, 1, (3, 8, 8))
     still = Still(np.random.PCG64(0))
     assert np.allclose(restained(light, 0.0, still), light, atol=1e-6)
+
+
+def test_saturation_makes_what_is_bright_white_and_keeps_the_order():
+    rng = np.random.default_rng(0)
+    window = rng.uniform(0, 1, (1, 40, 40))
+    for _ in range(20):
+        cut = saturated(window, rng)
+        white = cut == 1
+        assert 0.05 < white.mean() < 0.9
+        assert (window[white] >= window[~white].max()).all()
+        assert np.ptp(cut[~white] / window[~white]) < 1e-9  # the rest is only brighter
+    dark = window * 0.05
+    assert np.array_equal(saturated(dark, rng), dark)

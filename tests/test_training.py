@@ -13,6 +13,7 @@ import tifffile
 import torch
 import yaml
 from numpy.typing import NDArray
+from support import assert_loopback_only, sockets_watched
 
 from unet.errors import ConfigError, DeviceError, ModelError, RunError, SourceError, StoreError
 from unet.inference import load_model, predict
@@ -255,7 +256,9 @@ def test_two_processes_train_as_one_does(folder, tmp_path):
     """Gradients are those of the whole batch, however many processes it is spread over."""
     training = asked(folder, batch=2, network={"width": 2, "depth": 1}, steps=3, report=3)
     alone = trained(training, tmp_path / "alone")
-    train.train_together(["cpu", "cpu"], training, tmp_path / "both")
+    with sockets_watched() as found:
+        train.train_together(["cpu", "cpu"], training, tmp_path / "both")
+    assert_loopback_only(found)
     both = fresh(training, 1, "cpu")
     checkpoint.load(tmp_path / "both", both)
     for (name, one), two in zip(

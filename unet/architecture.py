@@ -164,12 +164,9 @@ class Architecture:
         """float32 bytes of activations alive at once in the forward pass of one window, at most.
 
         At each step: the skip tensors kept so far, the step's input, its output, and one more
-        output for what the convolution library reorders.
+        output for what the convolution library reorders, or where a skip tensor is joined, both.
         """
-        peak = 0
-        for layer in self._layers(window):
-            peak = max(peak, layer.kept + layer.read + 2 * layer.written)
-        return peak * FLOAT32_BYTES
+        return max(layer.alive for layer in self._layers(window)) * FLOAT32_BYTES
 
     def training_bytes(self, window: Sequence[int]) -> int:
         """float32 bytes that training on one window takes, about: activations are all kept.
@@ -236,24 +233,25 @@ class Architecture:
 
 @dataclass(frozen=True)
 class _Layer:
-    """One convolution: numbers of values read, written and kept beside it, and its cost."""
+    """One convolution: numbers of values read, written and alive at once, and its cost."""
 
     size: Sizes
     read: int
     written: int
-    kept: int
+    alive: int
     flop: int
     parameters: int
 
 
 def _convolution(kernel: Sizes, inputs: int, outputs: int, size: Sizes, kept: int) -> _Layer:
     after = tuple(s - k + 1 for s, k in zip(size, kernel, strict=True))
+    read, written = inputs * math.prod(size), outputs * math.prod(after)
     weights = inputs * outputs * math.prod(kernel)
     return _Layer(
         size=after,
-        read=inputs * math.prod(size),
-        written=outputs * math.prod(after),
-        kept=kept,
+        read=read,
+        written=written,
+        alive=kept + read + 2 * written,
         flop=2 * weights * math.prod(after),
         parameters=weights + outputs,
     )
@@ -261,12 +259,13 @@ def _convolution(kernel: Sizes, inputs: int, outputs: int, size: Sizes, kept: in
 
 def _up_convolution(pool: Sizes, inputs: int, outputs: int, size: Sizes, kept: int) -> _Layer:
     after = tuple(s * p for s, p in zip(size, pool, strict=True))
+    written = outputs * math.prod(after)
     weights = inputs * outputs * math.prod(pool)
     return _Layer(
         size=after,
         read=inputs * math.prod(size),
-        written=outputs * math.prod(after),
-        kept=kept,
+        written=written,
+        alive=kept + 3 * written,  # beside it, itself joined with as much of a skip tensor
         flop=2 * inputs * outputs * math.prod(after),
         parameters=weights + outputs,
     )

@@ -147,19 +147,25 @@ class UNet(nn.Module):
                 parameter.data = parameter.data.to(memory_format=CHANNELS_LAST[a.dims])
 
     def forward(self, x: Tensor) -> Tensor:
-        """Shapes at the line's end are those of the 2015 network on a 572 x 572 image."""
+        """Shapes at the line's end are those of the 2015 network on a 572 x 572 image.
+
+        Layer by layer and not block by block: so a layer's input is let go of when the next begins.
+        """
         self.architecture.output(x.shape[2:])  # refuses an illegal size in a sentence
-        skips = []  #                                               (1,    1, 572, 572)
+        skips = []  #                                              (1,    1, 572, 572)
         for level, pool in enumerate(self.pool):
-            x = self.down[level](x)  #                              (1,   64, 568, 568), ...
+            for layer in self.down[level].children():
+                x = layer(x)  #                                    (1,   64, 568, 568), ...
             skips.append(x)
-            x = pool(x)  #                                          (1,   64, 284, 284), ...
-        x = self.down[-1](x)  #                                     (1, 1024,  28,  28)
+            x = pool(x)  #                                         (1,   64, 284, 284), ...
+        for layer in self.down[-1].children():
+            x = layer(x)  #                                        (1, 1024,  28,  28)
         for level in reversed(range(len(self.up))):
-            x = self.up[level](x)  #                                (1,  512,  56,  56), ...
-            skip = crop_image(skips.pop(), x.shape[2:])  #          (1,  512,  56,  56), ...
-            x = self.merge[level](torch.cat([skip, x], dim=1))  #   (1,  512,  52,  52), ...
-        logits: Tensor = self.head(x)  #                            (1,    2, 388, 388)
+            x = self.up[level](x)  #                               (1,  512,  56,  56), ...
+            x = torch.cat([crop_image(skips.pop(), x.shape[2:]), x], dim=1)  # (1, 1024, 56, 56)
+            for layer in self.merge[level].children():
+                x = layer(x)  #                                    (1,  512,  52,  52), ...
+        logits: Tensor = self.head(x)  #                           (1,    2, 388, 388)
         return logits
 
 
@@ -181,7 +187,7 @@ def shapes(network: UNet, window: Sequence[int]) -> list[str]:
     """One line a step: its name and the shape (B, C, [Z,] Y, X) that leaves it."""
     lines: list[str] = []
     hooks = [
-        module.register_forward_hook(
+        (module[-1] if isinstance(module, nn.Sequential) else module).register_forward_hook(
             lambda _module, _inputs, output, name=name: lines.append(
                 f"{name:8} {tuple(output.shape)}"
             )

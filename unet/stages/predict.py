@@ -30,6 +30,8 @@ from unet.stages.split import read_plan, refuse_changed
 from unet.weights import load_network
 from unet.workspace import Workspace, finish, probabilities, probabilities_group
 
+LIGHT = 0.25  # of the memory of a worker
+
 
 @dataclass(frozen=True)
 class Predicted:
@@ -128,8 +130,7 @@ def run(place: Workspace, slab: int, slabs: int, machines: cluster.Machines, dev
     refuse_changed(plan.image)
     target = probabilities(plan, place)
     blocks = slab_range(slab, slabs, plan.blocks)
-    # A light network runs in as many processes as fit in the memory that one may use.
-    machines = machines.at_least(plan.memory // plan.worker_bytes)
+    machines = machines.at_least(processes(plan))
     writer = f"slab-{slab + 1}-of-{slabs}"
     with place.claimed(blocks), cluster.connect(machines) as client:
         named = job(place, plan, machines, device)
@@ -138,6 +139,14 @@ def run(place: Workspace, slab: int, slabs: int, machines: cluster.Machines, dev
     refuse_changed(plan.image)
     manifest = place.root / "predict" / f"{slab + 1}-of-{slabs}.json"
     write_manifest(manifest, Predicted(plan.fingerprint, slab, slabs, len(blocks)))
+
+
+def processes(plan: Plan) -> int:
+    """Worker processes that a light network is spread over, where cores would allow one.
+
+    As many as fit in a part of the memory that one may use: a heavy one fills its cores alone.
+    """
+    return max(1, int(plan.memory * LIGHT) // plan.worker_bytes)
 
 
 def job(place: Workspace, plan: Plan, machines: cluster.Machines, device: str) -> PredictJob:

@@ -90,6 +90,7 @@ class Augment:
     offset: float
     blur: float
     noise: float
+    saturation: float
     stain: float
 
 

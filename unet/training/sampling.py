@@ -35,6 +35,9 @@ DYES /= np.linalg.norm(DYES, axis=1, keepdims=True)
 DYE_DEVIATION = 0.06  # of the dyes' colours, between laboratories and scanners
 LAMP = 0.15  # how far the light of each channel varies
 DARKEST = 1 / 255  # the darkest light that has a logarithm
+BRIGHT = 99.5  # percentile of a window's brightest values
+SATURATED = (0.2, 0.9)  # of these, where they are cut off
+DIMMEST = 0.1  # windows whose brightest values are darker show noise, not objects
 OFF_CENTRE = 30  # pixels, deviation of a window's centre from the object it was drawn for
 
 Floats = NDArray[np.floating[Any]]
@@ -177,7 +180,10 @@ def recoloured(
         pixels = _gamma(pixels, augment, rng)
     gain = math.exp(rng.uniform(-augment.gain, augment.gain))
     pixels = pixels * gain + rng.uniform(-augment.offset, augment.offset)
-    return _blur_and_noise(pixels, augment, rng).astype(np.float32)
+    pixels = _blur_and_noise(pixels, augment, rng)
+    if augment.saturation and rng.random() < augment.saturation:
+        pixels = saturated(pixels, rng)
+    return pixels.astype(np.float32)
 
 
 def _gamma(pixels: Floats, augment: Augment, rng: np.random.Generator) -> Floats:
@@ -195,6 +201,16 @@ def restained(light: Floats, amount: float, rng: np.random.Generator) -> Floats:
     amounts *= np.exp(rng.uniform(-amount, amount, (3, 1)))
     stained: Floats = np.clip(np.exp(-(dyes.T @ amounts)).reshape(light.shape), 0, 1)
     return stained
+
+
+def saturated(pixels: Floats, rng: np.random.Generator) -> Floats:
+    """Cut off a window's brightest values, as in an overexposed image: what is white is flat.
+
+    The level becomes 1, what normalisation makes of the brightest values of an image.
+    """
+    bright = float(np.percentile(pixels, BRIGHT))
+    level = rng.uniform(*SATURATED) * bright
+    return np.minimum(pixels / level, 1) if bright > DIMMEST else pixels
 
 
 def _blur_and_noise(pixels: Floats, augment: Augment, rng: np.random.Generator) -> Floats:

@@ -17,6 +17,7 @@ import copy
 import logging
 import math
 import os
+import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -73,7 +74,8 @@ def fresh(training: Training, channels: int, device: str) -> State:
     network.to(device)
     mean = copy.deepcopy(network).eval()
     if training.network.dropout:
-        network.down[-1].register_forward_hook(_dropping(training.network.dropout))
+        *_, last = network.down[-1].children()
+        last.register_forward_hook(_dropping(training.network.dropout))
     optimiser = torch.optim.AdamW(network.parameters(), weight_decay=WEIGHT_DECAY)
     return State(network, mean, optimiser)
 
@@ -268,9 +270,10 @@ def probabilities(network: UNet, pixels: NDArray[np.float32], device: str) -> ND
 
 @contextmanager
 def joined(team: Team, meeting: Path) -> Iterator[None]:
-    """Join the other processes of a team, which meet in a file."""
+    """Join the other processes of a team, which meet in a file and talk on loopback only."""
     backend = "nccl" if "cuda" in team.device else "gloo"
     os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")
+    os.environ[f"{backend.upper()}_SOCKET_IFNAME"] = socket.if_indextoname(1)  # loopback
     torch.distributed.init_process_group(
         backend, init_method=f"file://{meeting.absolute()}", rank=team.rank, world_size=team.size
     )

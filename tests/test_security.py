@@ -1,0 +1,54 @@
+"""What a run must not do to the machine it is on: listen to others, or execute what it reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ModelMaker, snakemake
+from support import assert_loopback_only, sockets_watched
+
+from unet import cluster
+from unet.cluster import Machines
+from unet.errors import ModelError
+from unet.model_folder import find_model
+
+PAYLOAD = '!!python/object/apply:os.system ["touch {}"]'
+
+
+@pytest.mark.parametrize("devices", [(), ("0", "1")], ids=["CPU", "GPUs"])
+def test_every_server_of_a_run_listens_on_loopback(devices: tuple[str, ...]) -> None:
+    """Scheduler, workers, nannies and their status pages: whoever reaches them can run code."""
+    with sockets_watched() as found, cluster.connect(Machines(None, devices, 1, 1)) as client:
+        assert len(client.nthreads()) == max(1, len(devices))
+    assert_loopback_only(found)
+
+
+@pytest.mark.parametrize("target", ["all", "train"])
+def test_a_configuration_is_not_executed(target: str, tmp_path: Path) -> None:
+    """Snakemake reads it before this project does: so the real one is asked."""
+    executed, config = tmp_path / "executed", tmp_path / "bad.yaml"
+    config.write_text(f"images: {PAYLOAD.format(executed)}\ntrain: {PAYLOAD.format(executed)}\n")
+    told = snakemake(
+        *("--directory", str(tmp_path), "--cores", "1", target, "--configfile", str(config)),
+        cache=tmp_path,
+    )
+    assert told.returncode != 0
+    assert "python/object" in told.stderr
+    assert not executed.exists()
+
+
+def test_a_model_s_description_is_not_executed(make_model: ModelMaker, tmp_path: Path) -> None:
+    folder, executed = make_model().folder, tmp_path / "executed"
+    described = folder / "model.yaml"
+    described.write_text(described.read_text() + f"source: {PAYLOAD.format(executed)}\n")
+    with pytest.raises(ModelError, match="python/object"):
+        find_model(folder)
+    assert not executed.exists()
+
+
+def test_the_payload_would_execute_where_yaml_is_trusted(tmp_path: Path) -> None:
+    executed = tmp_path / "executed"
+    yaml.unsafe_load(PAYLOAD.format(executed))
+    assert executed.exists()
