@@ -244,6 +244,41 @@ def test_one_bright_pixel_does_not_leave_the_others_black(machines, tmp_path):
     assert channel["window"] == {"min": 1, "max": 60_000, "start": 5, "end": 4092}
 
 
+def test_a_result_lies_where_its_source_lies(pixels, tiny_model, machines, tmp_path):
+    """Of an OME-Zarr that is a part of a larger one, the transformations of the level are kept."""
+    path = tmp_path / "part.ome.zarr"
+    micrometres = {"type": "space", "unit": "micrometer"}
+    placed = {
+        "axes": [{"name": axis, **micrometres} for axis in "yx"],
+        "datasets": [
+            {
+                "path": name,
+                "coordinateTransformations": [
+                    {"type": "scale", "scale": [size, size]},
+                    {"type": "translation", "translation": [10 + size / 2, 20 + size / 2]},
+                ],
+            }
+            for name, size in (("full", 0.5), ("half", 1.0))
+        ],
+        "coordinateTransformations": [
+            {"type": "scale", "scale": [2, 2]},
+            {"type": "translation", "translation": [1, 0]},
+        ],
+    }
+    zarr.create_group(path, attributes={"ome": {"version": "0.5", "multiscales": [placed]}})
+    zarr.create_array(path / "half", data=pixels, chunks=(64, 64))
+    place = Workspace(tmp_path / "image")
+    run_stages(SourceSpec(str(path), level=1), tiny_model, place, machines=machines, **CUT)
+    for group in (place.result, place.result / "labels/mask"):
+        described = zarr.open_group(group, mode="r").attrs["ome"]["multiscales"][0]
+        assert {axis["unit"] for axis in described["axes"]} == {"micrometer"}
+        # 2 (1 i + 10.5) + 1 and 2 (1 i + 20.5) for pixel i
+        assert described["datasets"][0]["coordinateTransformations"] == [
+            {"type": "scale", "scale": [2.0, 2.0]},
+            {"type": "translation", "translation": [22.0, 41.0]},
+        ]
+
+
 def test_a_zarr_source_is_read_in_place(source, pixels, finished, tiny_model, tmp_path):
     path = tmp_path / "own.zarr"
     zarr.create_array(path, data=pixels, chunks=(50, 70), zarr_format=2)

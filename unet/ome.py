@@ -17,7 +17,12 @@ GENERATOR = {"description": "averages of 2 (images), most frequent of 2 (labels)
 
 
 def multiscales(
-    name: str, axes: str, pixel_size: dict[str, float], levels: list[Sizes], kind: str
+    name: str,
+    axes: str,
+    pixel_size: dict[str, float],
+    levels: list[Sizes],
+    kind: str,
+    origin: dict[str, float] | None = None,
 ) -> dict[str, Any]:
     """The `ome` attributes of a pyramid.
 
@@ -25,15 +30,20 @@ def multiscales(
     pixel_size  micrometres by axis; an axis without one counts pixels
     levels      for each level, by how much it is smaller than level 0 on (t, z, y, x)
     kind        how smaller levels were made: "mean" or "mode"
+    origin      where the first pixel lies by axis, in pixels; None for 0
     """
     base = [pixel_size.get(axis, 1.0) if axis in "zyx" else 1.0 for axis in axes]
+    first = [(origin or {}).get(axis, 0.0) for axis in axes]
     datasets = []
     for level, factors in enumerate(levels):
         by_axis = dict(zip(GRID, factors, strict=True))
         own = [by_axis.get(axis, 1) for axis in axes]
         scale = [size * factor for size, factor in zip(base, own, strict=True)]
         # A level's first pixel has its centre between the pixels that it stands for.
-        shift = [size * (factor - 1) / 2 for size, factor in zip(base, own, strict=True)]
+        shift = [
+            size * (start + (factor - 1) / 2)
+            for size, start, factor in zip(base, first, own, strict=True)
+        ]
         transforms: list[dict[str, Any]] = [{"type": "scale", "scale": scale}]
         if any(shift):
             transforms.append({"type": "translation", "translation": shift})

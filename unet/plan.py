@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from itertools import product
 
@@ -50,6 +50,7 @@ class ImageRef:
     shown   of each channel, the values that a viewer shows as black and as white
     digest  names the pixels: equal images have equal digests
     identity  of an image that is not copied, names its files as they were when it was ingested
+    origin  where its first pixel lies by axis, in pixels; none for 0
     """
 
     store: str
@@ -66,6 +67,7 @@ class ImageRef:
     digest: str = ""
     identity: str = ""
     block: Sizes = ()
+    origin: dict[str, float] = field(default_factory=dict)
 
     def absolute(self) -> ImageRef:
         """With a path that workers find wherever they were started; manifests can be moved."""

@@ -160,7 +160,10 @@ def probabilities_group(plan: Plan, place: Workspace) -> Location:
 def probabilities(plan: Plan, place: Workspace) -> Target:
     """The store of probabilities of a plan and its ledger, made if it is not there yet."""
     group = probabilities_group(plan, place)
-    described = ome.multiscales(place.name, plan.axes, plan.image.pixel_size, [(1,) * 4], "mean")
+    image = plan.image
+    described = ome.multiscales(
+        place.name, plan.axes, image.pixel_size, [(1,) * 4], "mean", image.origin
+    )
     store.write_attributes(group, ome.with_channels(described, plan.classes[1:], (0.0, 1.0)))
     pixels = store.create(group, "0", plan.probabilities())
     again = place.again.get("probabilities", frozenset())

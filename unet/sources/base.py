@@ -62,6 +62,7 @@ class Source(Protocol):
     shape          (t, c, z, y, x), 1 where the image has no such axis
     chunks         (t, c, z, y, x) of the pieces that the file can decode alone
     pixel_size     micrometres by axis; an axis whose size is unknown is not in it
+    origin         where the first pixel lies by axis, in pixels, if the file says it
     channel_names  one a channel
     in_place       where to read it without a copy; None for a format that has to be ingested
     """
@@ -71,6 +72,7 @@ class Source(Protocol):
     dtype: np.dtype
     chunks: Sizes
     pixel_size: dict[str, float]
+    origin: dict[str, float]
     channel_names: tuple[str, ...]
     in_place: InPlace | None
 

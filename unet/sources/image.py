@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Protocol
 
@@ -65,6 +65,7 @@ class Found:
     pixel_size     of that level, micrometres by axis, the spec's sizes over the file's
     channel_names  as the file says them, one a channel or none
     zarr           (store, array in it) of a Zarr image; None for other formats
+    origin         where the first pixel lies by axis, in pixels; none for 0
     """
 
     pixels: Pixels
@@ -72,6 +73,7 @@ class Found:
     pixel_size: dict[str, float]
     channel_names: tuple[str, ...] = ()
     zarr: tuple[str, str] | None = None
+    origin: dict[str, float] = field(default_factory=dict)
 
 
 class Image:
@@ -106,6 +108,7 @@ class Image:
         self._chunk["c"] = min(self._chunk.get("c", 1) * self._chunk.get("s", 1), sizes["c"])
         self.chunks: Sizes = tuple(self._chunk.get(a, 1) for a in ORDER)
         self.pixel_size = {a: s for a, s in found.pixel_size.items() if a in self.axes}
+        self.origin = {a: start for a, start in found.origin.items() if a in self.axes}
         self.channel_names = tuple(names[k] for k in self._wanted)
         self.in_place = self._in_place(found.zarr)
 

@@ -69,7 +69,7 @@ def _find_level(spec: SourceSpec, group: zarr.Group, prefix: str) -> Found:
     image = metadata["multiscales"][0]
     try:
         described = [_axis(a) for a in image.get("axes", "tczyx")]
-        scales = [_scale(image, dataset, len(described)) for dataset in image["datasets"]]
+        placed = [_placed(image, dataset, len(described)) for dataset in image["datasets"]]
         names = tuple(
             str(c.get("label", "")) for c in metadata.get("omero", {}).get("channels", [])
         )
@@ -80,7 +80,7 @@ def _find_level(spec: SourceSpec, group: zarr.Group, prefix: str) -> Found:
             f"({error!r}). Write the image again, or set the path to one of its arrays."
         ) from error
     letters = "".join(name for name, _ in described)
-    base, factors = _sizes(described, scales)
+    base, factors = _sizes(described, [scale for scale, _ in placed])
     level, pixel_size = choose_level(spec, base, factors)
     node = _open(spec.path, prefix + paths[level])
     if not isinstance(node, zarr.Array):
@@ -91,7 +91,12 @@ def _find_level(spec: SourceSpec, group: zarr.Group, prefix: str) -> Found:
     pixels = ZarrPixels(spec.path, node)
     axes = stated_axes(spec, pixels.shape, letters)
     where = (spec.path, prefix + paths[level])
-    return Found(pixels, axes, pixel_size, names, zarr=where)
+    origin = {
+        axis: start / size
+        for axis, size, start in zip(letters, *placed[level], strict=True)
+        if axis in SPACE and start and size > 0
+    }
+    return Found(pixels, axes, pixel_size, names, where, origin)
 
 
 def _open(path: str, inside: str = "") -> zarr.Array[Any] | zarr.Group:
@@ -142,15 +147,21 @@ def _axis(axis: object) -> tuple[str, float | None]:
     return str(axis).lower(), None
 
 
-def _scale(image: Mapping[str, Any], dataset: Mapping[str, Any], ndim: int) -> list[float]:
-    """The scale of a level, times the one that holds for all levels."""
-    total = [1.0] * ndim
+def _placed(
+    image: Mapping[str, Any], dataset: Mapping[str, Any], ndim: int
+) -> tuple[list[float], list[float]]:
+    """The scale and the translation of a level, after those that hold for all levels."""
+    total, shift = [1.0] * ndim, [0.0] * ndim
     for part in (dataset, image):
         for transformation in part.get("coordinateTransformations", []):
             if transformation["type"] == "scale":
                 scale = [float(s) for s in transformation["scale"]]
                 total = [a * b for a, b in zip(total, scale, strict=True)]
-    return total
+                shift = [a * b for a, b in zip(shift, scale, strict=True)]
+            elif transformation["type"] == "translation":
+                moved = [float(s) for s in transformation["translation"]]
+                shift = [a + b for a, b in zip(shift, moved, strict=True)]
+    return total, shift
 
 
 def _sizes(

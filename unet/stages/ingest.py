@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -33,7 +34,10 @@ from unet.sources.base import GRID, ORDER, Source, SourceSpec
 from unet.statistics import BINS, Bins, Summary
 from unet.workspace import Target, Workspace, finish
 
+log = logging.getLogger(__name__)
+
 LARGEST_PIECE = 1 << 30
+COPIES_OF_A_BLOCK = 3  # as the file has it, in one order of axes, compressed
 HISTOGRAMS = "histograms.npy"
 IMAGE = "image.ome.zarr"
 SHOWN_PERCENTILES = (0.1, 99.9)
@@ -139,6 +143,7 @@ def run(
         if model is not None:
             find_model(model).refuse_channels(source.channel_names, spec.path)
         image, block = _located(source, spec, place)
+        _tell_memory(image, block, machines)
         with place.claimed(), cluster.connect(machines) as client:
             if source.in_place is None:
                 job = CopyJob(f"ingest {place.name}", _absolute(spec), image.absolute(), block)
@@ -179,9 +184,16 @@ def _located(source: Source, spec: SourceSpec, place: Workspace) -> tuple[ImageR
         dtype=str(source.dtype),
         channel_names=source.channel_names,
         pixel_size=source.pixel_size,
+        origin=source.origin,
         block=block if there is None else (),
     )
     return image, block
+
+
+def _tell_memory(image: ImageRef, block: Sizes, machines: cluster.Machines) -> None:
+    size = math.prod(block) * len(image.channel_names) * np.dtype(image.dtype).itemsize
+    held = COPIES_OF_A_BLOCK * machines.threads * size
+    log.info("blocks of %.3g MB: about %.2g GB for each worker", size / 1e6, held / 1e9)
 
 
 def _refuse_large(piece: Sizes, source: Source, path: str) -> None:

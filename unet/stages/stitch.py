@@ -216,19 +216,24 @@ class Builder:
             self._finish(job, group, 0, whole)
         self._pyramid(group, arrays, "mean")
         name, levels = self.place.name, level_factors(image)
-        described = ome.multiscales(name, whole.axes, image.pixel_size, levels, "mean")
+        described = ome.multiscales(
+            name, whole.axes, image.pixel_size, levels, "mean", image.origin
+        )
         return ome.with_channels(described, image.channel_names, image.span, image.shown)
 
     def mask(self, threshold: float) -> None:
         """The mask, its smaller levels and what its values mean."""
         plan, group = self.plan.absolute(), self.group.absolute() / MASK
+        image = plan.image
         whole, *_ = arrays = mask_arrays(plan)
         source = str(probabilities_group(plan, self.place).absolute())
         job = MaskJob(self._title("mask"), plan, threshold, source, str(group))
         self._finish(job, group, 0, whole)
         self._pyramid(group, arrays, "mode")
-        levels = level_factors(plan.image)
-        described = ome.multiscales(MASK.name, whole.axes, plan.image.pixel_size, levels, "mode")
+        levels = level_factors(image)
+        described = ome.multiscales(
+            MASK.name, whole.axes, image.pixel_size, levels, "mode", image.origin
+        )
         store.write_attributes(group, ome.with_label(described, plan.classes))
         store.write_attributes(group.parent, ome.label_list([MASK.name]))
 
