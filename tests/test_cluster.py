@@ -14,6 +14,7 @@ from unet.cluster import Machines
 from unet.errors import DeviceError, RunError, SourceError
 from unet.plan import BLOCKS_A_WORKER
 from unet.stages.predict import choose_devices
+from unet.station import Station, do_block
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,20 @@ def test_a_worker_opens_a_job_once(tmp_path):
         done = run(client, Counting("count", tmp_path), range(50))
     assert sorted(done) == list(range(50))
     assert len(list(tmp_path.glob("opened-*"))) == len(set(done.values())) == 1
+
+
+def test_what_was_opened_is_let_go_of_when_no_block_comes(tmp_path):
+    """A client that was killed takes nothing away from the workers of a cluster that stays."""
+    station = Station(Counting("count", tmp_path), limit=None)
+    station.idle_seconds = 0.2
+    with cluster.connect(ONE_CORE) as client:
+        client.register_plugin(station, name=station.name)
+        for _ in range(3):
+            client.submit(do_block, station.name, 1, pure=False).result()
+        assert len(list(tmp_path.glob("opened-*"))) == 1
+        time.sleep(1)
+        client.submit(do_block, station.name, 1, pure=False).result()
+    assert len(list(tmp_path.glob("opened-*"))) == 2
 
 
 def test_no_more_blocks_are_handed_out_than_said(tmp_path):

@@ -1,8 +1,9 @@
 """Faults, injected on purpose into real stages: what is left is byte for byte an undisturbed run's.
 
 Kills come at random moments of seeded sequences: whole groups of processes by SIGKILL, again and
-again within one run: at four moments of each stage, or as many as `pytest --kills` says. What was recorded as done is never done again, which the ledgers show, since a
-block that is done twice is recorded twice.
+again within one run, at four moments of each stage, or as many as `pytest --kills` says. What was
+recorded as done is never done again, which the ledgers show, since a block that is done twice is
+recorded twice.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ from unet.plan import BLOCKS_A_WORKER
 LEAST_LIMIT_SECONDS = 1800.0
 TIMES_THE_LONGEST = 20.0
 SECONDS_OF_GRACE = 1.0  # for a last word to the client
+IDLE_SECONDS = 600.0  # after which what was opened is let go of: its client may have been killed
 
 
 class Job(Protocol):
@@ -69,7 +70,7 @@ class TurnedAway:
 
 
 class Station(WorkerPlugin):
-    """What one worker holds for one job; opened with its first block.
+    """What one worker holds for one job; opened with its first block, and again after a long rest.
 
     limit  seconds that a block may take; None: 20 times the longest on this worker so far, and
            at least half an hour
@@ -79,6 +80,7 @@ class Station(WorkerPlugin):
         self.job = job
         # Two runs that share a scheduler may have images of the same name.
         self.name = f"{job.name} {uuid4().hex}"
+        self.idle_seconds = IDLE_SECONDS
         self._given_limit = limit
 
     def setup(self, worker: Worker) -> None:
@@ -88,6 +90,8 @@ class Station(WorkerPlugin):
         # A worker of a cluster that is already there may have more threads than that.
         self._hands = threading.Semaphore(BLOCKS_A_WORKER)
         self._do: Callable[[int], Any] | None = None
+        self._busy = 0
+        self._rest: threading.Timer | None = None
         self._longest = 0.0
 
     def do(self, block: int) -> Any:
@@ -96,13 +100,35 @@ class Station(WorkerPlugin):
         As many at once as the plan counts memory for; the others wait.
         """
         with self._hands, self._watched(block):
-            with self._lock:
-                if self._do is None:
-                    try:
-                        self._do = self.job.open()
-                    except UserError as error:
-                        return TurnedAway.by(error, self._worker.address)
-            return self._do(block)
+            try:
+                do = self._begin()
+            except UserError as error:
+                return TurnedAway.by(error, self._worker.address)
+            try:
+                return do(block)
+            finally:
+                self._end()
+
+    def _begin(self) -> Callable[[int], Any]:
+        with self._lock:
+            self._do = self._do or self.job.open()
+            self._busy += 1
+            if self._rest is not None:
+                self._rest.cancel()
+            return self._do
+
+    def _end(self) -> None:
+        with self._lock:
+            self._busy -= 1
+            if not self._busy:
+                self._rest = threading.Timer(self.idle_seconds, self._let_go)
+                self._rest.daemon = True
+                self._rest.start()
+
+    def _let_go(self) -> None:
+        with self._lock:
+            if not self._busy:
+                self._do = None
 
     @contextmanager
     def _watched(self, block: int) -> Iterator[None]:
