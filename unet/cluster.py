@@ -45,8 +45,8 @@ NOT_FOR_EVER = {
     "distributed.scheduler.worker-ttl": SILENT_SECONDS,
     "distributed.scheduler.allowed-failures": RETRIES,
 }
-# A local cluster drops a worker, and its nanny, that is not back so long after it was lost: one that
-# happens to start again just then, or takes long to import torch, would never be replaced.
+# A local cluster drops a worker, and its nanny, that is not back so long after it was lost: one
+# that happens to start again just then, or takes long to import torch, would never be replaced.
 NEVER_DROPPED = {"distributed.deploy.lost-worker-timeout": "1000 days"}
 # Dask serves a status page even so; of any free port, since 8787 may be another run's.
 NO_DASHBOARD = {"dashboard": False, "dashboard_address": "127.0.0.1:0"}
