@@ -1,6 +1,7 @@
 """The engine on real Dask clusters: placement, bounds, shared schedulers, failures."""
 
 import os
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +60,19 @@ def test_what_was_opened_is_let_go_of_when_no_block_comes(tmp_path):
         time.sleep(1)
         client.submit(do_block, station.name, 1, pure=False).result()
     assert len(list(tmp_path.glob("opened-*"))) == 2
+
+
+def timers() -> int:
+    return sum(isinstance(thread, threading.Timer) for thread in threading.enumerate())
+
+
+def test_nothing_of_a_run_stays_on_a_worker_that_stays(tmp_path):
+    with cluster.connect(ONE_CORE) as client:
+        run(client, Counting("count", tmp_path), range(20))
+        deadline = time.monotonic() + 20
+        while any(client.run(timers).values()):
+            assert time.monotonic() < deadline, "a timer still holds what was opened"
+            time.sleep(0.05)
 
 
 def test_no_more_blocks_are_handed_out_than_said(tmp_path):

@@ -94,6 +94,13 @@ class Station(WorkerPlugin):
         self._rest: threading.Timer | None = None
         self._longest = 0.0
 
+    def teardown(self, worker: Worker) -> None:  # noqa: ARG002 - as Dask calls it
+        """Called by Dask when the run ends: nothing may hold the network any longer."""
+        with self._lock:
+            self._do = None
+            if self._rest is not None:
+                self._rest.cancel()
+
     def do(self, block: int) -> Any:
         """Do one block, and end this worker's process if it takes too long.
 
