@@ -38,16 +38,8 @@ def multiscales(
     for level, factors in enumerate(levels):
         by_axis = dict(zip(GRID, factors, strict=True))
         own = [by_axis.get(axis, 1) for axis in axes]
-        scale = [size * factor for size, factor in zip(base, own, strict=True)]
-        # A level's first pixel has its centre between the pixels that it stands for.
-        shift = [
-            size * (start + (factor - 1) / 2)
-            for size, start, factor in zip(base, first, own, strict=True)
-        ]
-        transforms: list[dict[str, Any]] = [{"type": "scale", "scale": scale}]
-        if any(shift):
-            transforms.append({"type": "translation", "translation": shift})
-        datasets.append({"path": str(level), "coordinateTransformations": transforms})
+        placed = _transformations(base, first, own)
+        datasets.append({"path": str(level), "coordinateTransformations": placed})
     described = [_axis(axis, axis in pixel_size) for axis in axes]
     return {
         "ome": {
@@ -109,6 +101,20 @@ def with_label(attributes: dict[str, Any], classes: tuple[str, ...]) -> dict[str
 def label_list(names: list[str]) -> dict[str, Any]:
     """The attributes of the group that holds the labels."""
     return {"ome": {"version": VERSION, "labels": names}}
+
+
+def _transformations(
+    base: list[float], first: list[float], factors: list[int]
+) -> list[dict[str, Any]]:
+    """Scale and translation of a level: sizes and the first pixel of level 0, and its factors."""
+    scale = [size * factor for size, factor in zip(base, factors, strict=True)]
+    # A level's first pixel has its centre between the pixels that it stands for.
+    shift = [
+        size * (start + (factor - 1) / 2)
+        for size, start, factor in zip(base, first, factors, strict=True)
+    ]
+    placed: list[dict[str, Any]] = [{"type": "scale", "scale": scale}]
+    return [*placed, {"type": "translation", "translation": shift}] if any(shift) else placed
 
 
 def _axis(axis: str, has_size: bool) -> dict[str, str]:

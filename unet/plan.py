@@ -207,7 +207,7 @@ def choose_core(
     """The largest core worth its memory that fits it: the block, halved as often as needed.
 
     Larger windows repeat less of the work of their neighbours, but what they gain falls as fast as
-    what they hold grows: 2048 saves 8 % of the operations of 1024, for four times the memory.
+    what they hold grows: 2048 saves 6 % of the operations of 1024, for four times the memory.
 
     fixed  bytes a worker holds beside the window's activations
     Raises PlanError where even the smallest window does not fit.

@@ -30,7 +30,7 @@ from unet.stages.split import read_plan, refuse_changed
 from unet.weights import load_network
 from unet.workspace import Workspace, finish, probabilities, probabilities_group
 
-LIGHT = 0.25  # of the memory of a worker
+LIGHT = 0.25  # of the memory that a worker may use: for processes of light networks together
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def run(place: Workspace, slab: int, slabs: int, machines: cluster.Machines, dev
 def processes(plan: Plan) -> int:
     """Worker processes that a light network is spread over, where cores would allow one.
 
-    As many as fit in a part of the memory that one may use: a heavy one fills its cores alone.
+    As many as fit in LIGHT: a heavy network fills its cores alone, and memory takes time to touch.
     """
     return max(1, int(plan.memory * LIGHT) // plan.worker_bytes)
 
