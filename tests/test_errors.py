@@ -435,7 +435,7 @@ def old_manifest(place: Workspace) -> None:
 STORES: dict[str, tuple[Callable[[Workspace], Any], str]] = {
     "foreign array": (foreign_array, "got .*uint8.*: a store of another run. Move it away"),
     "foreign axes": (foreign_axes, "to have the axes 'cyx', but it has 2 dimensions"),
-    "damaged metadata": (damaged_metadata, "Expected a Zarr array at .* and found none"),
+    "damaged metadata": (damaged_metadata, r"at .*, and found none .* zarr\.json is damaged"),
     "other manifest": (old_manifest, "to be a manifest of this version, .* Delete it and run"),
     "no manifest": (lambda place: place.manifest("split").unlink(), "and found none: its stage"),
 }

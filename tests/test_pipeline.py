@@ -279,6 +279,49 @@ def test_a_result_lies_where_its_source_lies(pixels, tiny_model, machines, tmp_p
         ]
 
 
+DAMAGED_STORES = [
+    "work/ingest-*/image.ome.zarr/0",
+    "work/predict-*/probabilities.ome.zarr/0",
+    "image.ome.zarr/labels/mask/0",
+]
+
+
+@pytest.mark.parametrize("array", DAMAGED_STORES)
+def test_what_an_error_advises_makes_a_damaged_store_whole(
+    array, finished, source, tiny_model, machines, tmp_path
+):
+    """Where a store's own description is damaged, which no checksum of a shard can mend."""
+    place = Workspace(tmp_path / "image")
+    run_stages(source, tiny_model, place, machines=machines, **CUT)
+    (damaged,) = place.root.glob(array)
+    (damaged / "zarr.json").write_text("{")
+    advised = r"zarr\.json is damaged: delete the folder that ends with \.ome\.zarr, and run again"
+    with pytest.raises(StoreError, match=advised):
+        run_stages(source, tiny_model, place, machines=machines, **CUT)
+    shutil.rmtree(next(f for f in damaged.parents if f.name.endswith(".ome.zarr")))
+    run_stages(source, tiny_model, place, machines=machines, **CUT)
+    assert stores(place) == stores(finished)
+
+
+def test_a_damaged_shard_before_there_is_a_result_is_named(
+    finished, source, tiny_model, machines, tmp_path
+):
+    """`verify` needs a result: so the error names the file, and what to do with it mends it."""
+    place = Workspace(tmp_path / "image")
+    plan = run_stages(source, tiny_model, place, machines=machines, **CUT)
+    shutil.rmtree(place.result)
+    shutil.rmtree(next(place.root.glob("work/stitch-*")))
+    shard = probabilities(plan, place).pixels.shard_file(4, plan.block)
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 3] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(StoreError, match=rf"delete the file \({shard},.*--forcerun predict"):
+        stitch.run(place, stitch.Choice(), machines)
+    shard.unlink()
+    run_stages(source, tiny_model, place, machines=machines, **CUT)
+    assert stores(place) == stores(finished)
+
+
 def test_a_zarr_source_is_read_in_place(source, pixels, finished, tiny_model, tmp_path):
     path = tmp_path / "own.zarr"
     zarr.create_array(path, data=pixels, chunks=(50, 70), zarr_format=2)

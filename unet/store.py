@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from itertools import product
+from itertools import islice, product
 from pathlib import Path
 from typing import Any, cast
 
@@ -35,8 +35,8 @@ from unet.plan import ImageRef
 from unet.server import told
 from unet.sources.base import GRID, ORDER
 
-MENDED = "`snakemake verify` mends a finished run; else delete the file and run its stage again."
 RESTORED = "Restore the file from a copy."
+NAMED_FILES = 4
 
 
 class Pixels:
@@ -93,7 +93,7 @@ class Pixels:
                 _refuse_trouble(error)
                 raise StoreError(
                     f"Expected readable chunks in {self.location}, at (t, z, y, x) = {box}, but "
-                    f"one is damaged: {error}. {MENDED if self.own else RESTORED}"
+                    f"one is damaged: {str(error).rstrip('.')}. {self._mend(box)}"
                 ) from error
         order = [self.axes.index(axis) for axis in ORDER if axis in self.axes]
         values = values.transpose(order)
@@ -103,6 +103,17 @@ class Pixels:
             return values
         picked = [c - min(self.channels) for c in self.channels]
         return values if picked == list(range(values.shape[1])) else values[:, picked]
+
+    def _mend(self, box: Box) -> str:
+        """What to do where a chunk of `box` is damaged."""
+        if not self.own:
+            return RESTORED
+        touched = [str(file) for file in islice(self._shard_files(box), NAMED_FILES)]
+        return (
+            f"`snakemake verify` mends a finished run. Before there is a result, delete the file "
+            f"({', '.join(touched)}, or another beside it) and run the stage that made it again, "
+            f"with --forcerun ingest or --forcerun predict, which makes only this one."
+        )
 
     def write(self, box: Box, values: NDArray[np.generic]) -> None:
         """Store `values` (t, c, z, y, x) at `box`, which is whole shards of this array."""
@@ -219,9 +230,13 @@ def _opened(path: Location, mode: str) -> zarr.Array[Any]:
         with told(path):
             opened = zarr.open_array(_opener(path), mode=cast(Any, mode))
     except (FileNotFoundError, ValueError, KeyError) as error:
+        if (path / "zarr.json").exists():
+            happened = "Its zarr.json is damaged: delete the folder that ends with .ome.zarr"
+        else:
+            happened = "It was moved or deleted since its stage ended: restore it"
         raise StoreError(
-            f"Expected a Zarr array at {path}, and found none ({error}). It was moved or "
-            f"deleted since its stage ended: run that stage again with --forcerun."
+            f"Expected a Zarr array at {path}, and found none ({error}). {happened}, and run again "
+            f"with --forceall, which does again only what is missing."
         ) from error
     return opened.with_config({"write_empty_chunks": True})
 
