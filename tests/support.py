@@ -102,13 +102,13 @@ def run_stages(
     return plan
 
 
-def listening() -> set[str]:
-    """The addresses that this process and those that it started listen on."""
+def listening() -> set[tuple[int, str, int]]:
+    """What this process and those that it started listen on: process, address, port."""
     found = set()
     for process in (psutil.Process(), *psutil.Process().children(recursive=True)):
         with suppress(psutil.NoSuchProcess):  # it ended since
             found |= {
-                connection.laddr.ip
+                (process.pid, connection.laddr.ip, connection.laddr.port)
                 for connection in process.net_connections("inet")
                 if connection.status == psutil.CONN_LISTEN
             }
@@ -116,15 +116,18 @@ def listening() -> set[str]:
 
 
 @contextmanager
-def sockets_watched() -> Iterator[set[str]]:
-    """The addresses that are listened on at any moment meanwhile."""
-    found: set[str] = set()
-    ended = threading.Event()
+def sockets_watched() -> Iterator[set[tuple[int, str, int]]]:
+    """What is listened on at any moment meanwhile, and was not before."""
+    found: set[tuple[int, str, int]] = set()
+    before, ended, errors = listening(), threading.Event(), []
 
     def look() -> None:
-        while not ended.is_set():
-            found.update(listening())
-            time.sleep(0.01)
+        try:
+            while not ended.is_set():
+                found.update(listening() - before)
+                time.sleep(0.01)
+        except psutil.Error as error:
+            errors.append(error)
 
     watcher = threading.Thread(target=look)
     watcher.start()
@@ -133,8 +136,9 @@ def sockets_watched() -> Iterator[set[str]]:
     finally:
         ended.set()
         watcher.join()
+        assert not errors
 
 
-def assert_loopback_only(found: set[str]) -> None:
+def assert_loopback_only(found: set[tuple[int, str, int]]) -> None:
     assert found, "nothing listened: this test looked at nothing"
-    assert [ip for ip in found if not ipaddress.ip_address(ip).is_loopback] == []
+    assert [each for each in found if not ipaddress.ip_address(each[1]).is_loopback] == []

@@ -91,11 +91,11 @@ class Machines:
         return cls(address, devices, cores, BLOCKS_A_WORKER, together, block_seconds)
 
     def at_least(self, workers: int) -> Machines:
-        """With so many CPU workers, but no more than cores: they wait less for one another.
+        """With up to so many CPU workers, if that is more: they wait less for one another.
 
         In one process threads take turns at Python's own work, which a light network feels.
         """
-        fewer = self.cores // min(self.cores, workers)
+        fewer = -(-self.cores // min(self.cores, workers))
         return replace(self, cores_a_worker=min(self.cores_a_worker, fewer))
 
     @property

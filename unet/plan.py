@@ -33,6 +33,7 @@ from unet.sources.base import GRID, ORDER
 BATCH_PIXELS = 1 << 20  # small windows share a forward pass up to this many pixels
 PROCESS_BYTES = 300_000_000  # of a worker that has imported torch, and holds nothing yet
 HEAP = 2  # a heap that is used again and again holds up to twice what is alive: 1.8 was measured
+END_BYTES = 12  # of an input or output value: as it is stored, in float32, and as computed with
 FEWER_OPERATIONS = 0.1  # by less than this share of them no larger windows are worth their memory
 RESULTS = 1  # counted up when a change of this project changes the probabilities
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}  # between kinds of processors
@@ -261,7 +262,8 @@ def activation_bytes(architecture: Architecture, core: Sizes, precision: str) ->
     """Bytes that the activations of one window around this core take."""
     window = architecture.window(core[len(GRID) - architecture.dims :])
     peak = HEAP * architecture.peak_bytes(window)
-    return peak // 2 if precision == "bfloat16" else peak
+    ends = architecture.in_channels * math.prod(window) + architecture.classes * math.prod(core)
+    return (peak // 2 if precision == "bfloat16" else peak) + END_BYTES * ends
 
 
 @dataclass(frozen=True)
@@ -282,7 +284,8 @@ def fit(image: ImageRef, model: ModelSpec, block: Sizes, request: Request) -> Lo
     architecture = model.architecture
     _, halo = lattice(architecture)
     read = Box((0,) * 4, block).grow(halo).shape
-    channels = len(image.channel_names)
+    picked = image.channels
+    channels = max(picked) - min(picked) + 1 if picked else len(image.channel_names)  # are read
     held = math.prod(read) * channels * np.dtype(image.dtype).itemsize
     held += 2 * math.prod(block) * (len(model.classes) - 1) * FLOAT32_BYTES
     parameters = 2 * architecture.parameters * FLOAT32_BYTES  # as read, and as computed with

@@ -22,6 +22,8 @@ from unet.plan import BLOCKS_A_WORKER
 LEAST_LIMIT_SECONDS = 1800.0
 TIMES_THE_LONGEST = 20.0
 SECONDS_OF_GRACE = 1.0  # for a last word to the client
+# Of this worker's process, whatever the runs that share it: memory is planned for so many blocks.
+HANDS = threading.Semaphore(BLOCKS_A_WORKER)
 IDLE_SECONDS = 600.0  # after which what was opened is let go of: its client may have been killed
 
 
@@ -87,8 +89,6 @@ class Station(WorkerPlugin):
         """Called by Dask on every worker, also on those that come later."""
         self._worker = worker
         self._lock = threading.Lock()
-        # A worker of a cluster that is already there may have more threads than that.
-        self._hands = threading.Semaphore(BLOCKS_A_WORKER)
         self._do: Callable[[int], Any] | None = None
         self._busy = 0
         self._rest: threading.Timer | None = None
@@ -106,7 +106,7 @@ class Station(WorkerPlugin):
 
         As many at once as the plan counts memory for; the others wait.
         """
-        with self._hands, self._watched(block):
+        with HANDS, self._watched(block):
             try:
                 do = self._begin()
             except UserError as error:

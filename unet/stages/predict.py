@@ -30,6 +30,7 @@ from unet.stages.split import read_plan, refuse_changed
 from unet.weights import load_network
 from unet.workspace import Workspace, finish, probabilities, probabilities_group
 
+DEVICE = threading.Lock()  # of this worker's process: one forward pass at a time, of any run
 LIGHT = 0.25  # of the memory that a worker may use: for processes of light networks together
 
 
@@ -67,12 +68,11 @@ class PredictJob:
         target = store.open_pixels(locate(self.store), "0", plan.axes)
         runner = self.checked_runner()
         processor = processor_name(self.torch_device())
-        device = threading.Lock()
 
         def predict(block: int) -> Written:
             box = plan.box(block)
             pixels = read_mirrored(source.read, plan.reads(block), image.shape)
-            with device:
+            with DEVICE:
                 probabilities = runner.block(pixels, box)
             if not np.isfinite(probabilities).all():
                 raise ModelError(

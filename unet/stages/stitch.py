@@ -176,13 +176,15 @@ def publish(group: Location, result: Location) -> None:
     if isinstance(group, RemotePath) or isinstance(result, RemotePath):
         return
     replaced = result.parent / "work" / "replaced"
-    if result.exists():
+    is_there = result.exists()
+    if is_there:
         shutil.rmtree(replaced, ignore_errors=True)
         result.rename(replaced)
     try:
         group.rename(result)
     except OSError:
-        replaced.rename(result)
+        if is_there:
+            replaced.rename(result)
         raise
     sync_folder(result.parent)
     shutil.rmtree(replaced, ignore_errors=True)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import logging
 import platform
-import threading
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
@@ -23,7 +22,7 @@ from numpy.typing import NDArray
 from unet import cluster, store
 from unet.contents import mask_arrays
 from unet.decision import decide
-from unet.errors import RunError, StoreError
+from unet.errors import ModelError, RunError, StoreError
 from unet.geometry import Sizes, read_mirrored, round_up, slab_range
 from unet.inference import WindowRunner
 from unet.integrity import Damaged, Stored, levels, read_all
@@ -35,7 +34,7 @@ from unet.proof import chosen, other_core, shifted_box
 from unet.reference import processor_name, tolerance
 from unet.sources.base import SourceSpec
 from unet.stages import ingest, predict, stitch
-from unet.stages.predict import PredictJob
+from unet.stages.predict import DEVICE, PredictJob
 from unet.stages.split import read_plan, refuse_changed
 from unet.workspace import Workspace, probabilities
 
@@ -150,7 +149,6 @@ class ProofJob:
         mask = store.open_pixels(self.mask.folder, "", self.mask.axes, mode="r")
         processor = processor_name(self.predicting.torch_device())
         runner = self.predicting.checked_runner()
-        device = threading.Lock()
         exact = None if plan.precision == "float32" else self._exact().runner()
 
         def prove(index: int) -> Compared:
@@ -162,7 +160,7 @@ class ProofJob:
             def against(other: WindowRunner) -> Agreement:
                 return self._agreement(other.block(pixels, box), *kept)
 
-            with device:
+            with DEVICE:
                 exactly = against(exact) if exact else Agreement()
                 return Compared(against(runner), exactly, processor)
 
@@ -179,6 +177,11 @@ class ProofJob:
     def _agreement(
         self, found: NDArray[np.float32], stored: NDArray[Any], mask: NDArray[np.generic]
     ) -> Agreement:
+        if not np.isfinite(found).all():
+            raise ModelError(
+                "Expected finite probabilities in the proof, got NaN: the device that verifies "
+                "computes something else. Mend it or leave it out, and verify again."
+            )
         differences = np.abs(found - stored)
         decided = decide(found, self.threshold)
         return Agreement(mask.size, float(differences.max()), int((decided != mask).sum()))
@@ -198,22 +201,36 @@ def run(place: Workspace, asked: Asked, crews: Crews) -> None:
             f"Expected the result {result} to be of the present configuration, but it is "
             f"of another. Run the workflow first."
         )
-    found = store.read_attributes(result).get("unet", {}).get("run")
-    if found != name:
-        raise StoreError(
-            f"Expected at {result} the result {name} of this run, found {found}: it was deleted, "
-            f"or replaced by another run of the same name. Run again with --forcerun stitch."
-        )
+    _refuse_another(result, name)
     shards, damaged = read_all(place, plan, asked.choice, crews.data)
     _make_again(place, plan, asked, crews, damaged)
+    with place.claimed():  # so that the proof gets into the result that it is of
+        _refuse_another(result, name)
+        proved = _proved(place, plan, asked, crews)
+        verified = replace(proved, run=name, shards=shards, made_again=tuple(map(str, damaged)))
+        write_manifest(place.manifest("verify"), verified)
+        _publish(result, verified)
+
+
+def _refuse_another(result: Location, run: str) -> None:
+    found = store.read_attributes(result).get("unet", {}).get("run")
+    if found != run:
+        raise StoreError(
+            f"Expected at {result} the result {run} of this run, found {found}: it was deleted, "
+            f"or replaced by another run of the same name. Run again with --forcerun stitch."
+        )
+
+
+def _proved(place: Workspace, plan: Plan, asked: Asked, crews: Crews) -> Verified:
+    """Predict the sample and judge it; what was read before is filled in by the caller."""
     agreement, float32, verified_by = _prove(place, plan, asked, crews)
     computed_by = processors(probabilities(plan, place).ledger)
     allowed = tolerance(plan, computed_by | verified_by)
     passed = agreement.largest_difference <= allowed
-    verified = Verified(
-        run=name,
-        shards=shards,
-        made_again=tuple(map(str, damaged)),
+    return Verified(
+        run="",
+        shards=0,
+        made_again=(),
         blocks=len(chosen(plan, asked.blocks, asked.seed)),
         core=other_core(plan),
         agreement=agreement,
@@ -224,8 +241,6 @@ def run(place: Workspace, asked: Asked, crews: Crews) -> None:
         ),
         float32=float32 if plan.precision != "float32" else None,
     )
-    write_manifest(place.manifest("verify"), verified)
-    _publish(result, verified)
 
 
 def _publish(result: Location, verified: Verified) -> None:
