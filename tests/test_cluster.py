@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 from distributed import Client, LocalCluster
+from hypothesis import given
+from hypothesis import strategies as st
 from support import ONE_CORE
 
 from unet import cluster
@@ -60,6 +62,14 @@ def test_what_was_opened_is_let_go_of_when_no_block_comes(tmp_path):
         time.sleep(1)
         client.submit(do_block, station.name, 1, pure=False).result()
     assert len(list(tmp_path.glob("opened-*"))) == 2
+
+
+@given(cores=st.integers(1, 200), workers=st.integers(1, 300))
+def test_at_least_so_many_workers_are_never_more(cores, workers):
+    """Memory was counted for so many: what comes on top would be too much."""
+    machines = Machines.for_network(None, (), cores)
+    found = machines.at_least(workers).workers
+    assert machines.workers <= found <= max(workers, machines.workers)
 
 
 def timers() -> int:

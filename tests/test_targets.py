@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tifffile
 
+from unet.errors import ConfigError
 from unet.training.config import Border, read_training
 from unet.training.labelled import read_all, without_holes
 from unet.training.sampling import Sampler, bend, places, restained, saturated
@@ -164,3 +165,8 @@ def test_saturation_makes_what_is_bright_white_and_keeps_the_order():
         assert np.ptp(cut[~white] / window[~white]) < 1e-9  # the rest is only brighter
     dark = window * 0.05
     assert np.array_equal(saturated(dark, rng), dark)
+
+
+def test_saturation_is_for_normalisations_that_know_white(files):
+    with pytest.raises(ConfigError, match=r"augment\.saturation: expected 0"):
+        training(files, augment={"saturation": 0.1}, normalisation={"method": "zscore"})

@@ -242,6 +242,11 @@ def _check(training: Training) -> None:
             f"class_weights: expected {len(training.classes)}, one for each class, got "
             f"{len(training.class_weights)}."
         )
+    if training.augment.saturation and training.normalisation["method"] == "zscore":
+        raise ConfigError(
+            "augment.saturation: expected 0 with the normalisation zscore, which has no value for "
+            "white. Normalise by percentile or range, or leave saturation out."
+        )
     if len(training.window) != training.network.dims:
         raise ConfigError(
             f"window: expected {training.network.dims} numbers, as the network has dims, got "
