@@ -38,9 +38,10 @@ def foreground(spec: SourceSpec) -> NDArray[np.bool_]:
 if __name__ == "__main__":
     with told(snakemake.log[0]):
         for manifest in map(Path, snakemake.input.stitched):
-            name = manifest.parent.name
-            mask = read_manifest(manifest, Stitched).mask
+            name, stitched = manifest.parent.name, read_manifest(manifest, Stitched)
+            mask = stitched.mask
             log.info("%s: the mask is %s", name, mask)
+            log.info("%s: scripts/picture.py %s %s.png draws it", name, stitched.result, name)
             times = ", ".join(f"{stage} {s:.0f} s" for stage, s in seconds(name).items())
             log.info("%s: %s", name, times)
             if name == "stack":

@@ -112,10 +112,10 @@ def compared(pixels: NDArray[Any], found: NDArray[np.bool_], wanted: NDArray[np.
 def on_screen(pixels: NDArray[Any]) -> Picture:
     """Pixels (C, Y, X) as (Y, X, 3): three channels are colours, of other numbers the first.
 
-    8 bits are what a screen shows; other values are stretched between their percentiles.
+    Colours of 8 bits are what a screen shows; other values are stretched between their percentiles.
     """
     rgb = np.moveaxis(pixels if len(pixels) == 3 else pixels[:1], 0, -1)
-    if rgb.dtype != np.uint8:
+    if rgb.dtype != np.uint8 or rgb.shape[-1] == 1:
         low, high = np.percentile(rgb, (0.5, 99.8))
         rgb = np.clip((rgb - low) / max(high - low, 1e-9) * 255, 0, 255).astype(np.uint8)
     return np.broadcast_to(rgb, (*rgb.shape[:2], 3))
