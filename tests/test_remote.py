@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import timedelta
@@ -422,6 +423,22 @@ def test_a_run_on_s3_gives_the_same_bytes_as_one_on_the_disk(
     before = objects_in(bucket)
     run_stages(spec, tiny_model, place, machines=machines, slabs=2, **CUT)
     assert objects_in(bucket) == before
+
+
+def test_two_runs_into_one_bucket_at_once_do_each_other_no_harm(
+    bucket, on_disk, source, tiny_model, machines, tmp_path
+):
+    """As on two machines, which share no lock: whatever one writes over is what it writes."""
+    places = [on_s3(bucket, tmp_path / name) for name in ("one", "two")]
+    with ThreadPoolExecutor(len(places)) as pool:
+        runs = [
+            pool.submit(run_stages, source, tiny_model, place, machines=machines, **CUT)
+            for place in places
+        ]
+        plans = [run.result() for run in runs]
+    assert plans[0] == plans[1]
+    for place in places:
+        assert stores(place) == stores(on_disk)
 
 
 def test_a_result_is_drawn_and_measured_wherever_it_lies(bucket, on_disk):
