@@ -72,6 +72,33 @@ def test_at_least_so_many_workers_are_never_more(cores, workers):
     assert machines.workers <= found <= max(workers, machines.workers)
 
 
+@given(
+    cores=st.integers(1, 200),
+    blocks=st.integers(0, 300),
+    size=st.integers(1, 100),
+    network=st.booleans(),
+)
+def test_workers_are_as_many_as_have_work_and_as_fit(cores, blocks, size, network):
+    machines = Machines.for_data(None, cores)
+    if network:
+        machines = Machines.for_network(None, (), cores)
+    fitted = machines.fitting(blocks, size, memory=100)
+    assert 1 <= fitted.workers <= min(machines.workers, max(1, blocks))
+    assert fitted.workers * size <= 100
+
+
+def test_workers_of_gpus_are_no_more_than_blocks_and_others_stay():
+    gpus = Machines.for_network(None, ("0", "1", "2"), 8)
+    assert gpus.fitting(2, 1000, memory=1).devices == ("0", "1")
+    elsewhere = Machines.for_network("tcp://127.0.0.1:1", (), 8)
+    assert elsewhere.fitting(1, 1000, memory=1) == elsewhere
+
+
+def test_a_worker_that_cannot_fit_the_machine_is_refused():
+    with pytest.raises(RunError, match=r"worker of 7 GB to fit this machine, but it has 6 GB"):
+        Machines.for_network(None, (), 8).fitting(5, 7 * 10**9, memory=6 * 10**9)
+
+
 def timers() -> int:
     return sum(isinstance(thread, threading.Timer) for thread in threading.enumerate())
 

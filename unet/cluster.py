@@ -16,11 +16,12 @@ from dataclasses import dataclass, replace
 import dask
 from distributed import Client as Client  # the one name of it that other modules use
 from distributed import LocalCluster, Nanny, Scheduler, SpecCluster, get_worker
+from distributed.system import MEMORY_LIMIT
 
 from unet.dispatch import RETRIES, patience
 from unet.dispatch import run as run
 from unet.errors import RunError
-from unet.plan import BLOCKS_A_WORKER
+from unet.plan import BLOCKS_A_WORKER, COPIES, PROCESS_BYTES
 from unet.station import Job as Job
 
 log = logging.getLogger(__name__)
@@ -97,6 +98,34 @@ class Machines:
         """
         fewer = -(-self.cores // min(self.cores, workers))
         return replace(self, cores_a_worker=min(self.cores_a_worker, fewer))
+
+    def fitting(self, blocks: int, worker_bytes: int, memory: int = MEMORY_LIMIT) -> Machines:
+        """With as many workers as have a block to do, and as this machine's memory holds.
+
+        worker_bytes  that a worker may come to hold
+        memory        of this machine, or what its scheduler lets this job have
+
+        Workers elsewhere stay as they are, and of GPUs each has its own. Raises RunError where not
+        even one worker fits.
+        """
+        log.info("a worker holds at most about %.2g GB", worker_bytes / 1e9)
+        if self.address or self.devices:
+            return replace(self, devices=self.devices[: max(1, blocks)])
+        fits = memory // worker_bytes
+        if not fits:
+            raise RunError(
+                f"Expected a worker of {worker_bytes / 1e9:.3g} GB to fit this machine, but it has "
+                f"{memory / 1e9:.3g} GB, or its scheduler gives this job no more. Give it more "
+                f"memory, or set a smaller `memory` or `shard` in the section `split`."
+            )
+        if fits < self.workers:
+            log.warning("only %d worker(s) for %d cores: no more fit", fits, self.cores)
+        most = min(self.workers, max(1, blocks), fits)
+        return replace(self, cores_a_worker=-(-self.cores // most))
+
+    def mover_bytes(self, block_bytes: int) -> int:
+        """What a worker may come to hold that only moves blocks, the largest of so many bytes."""
+        return PROCESS_BYTES + self.threads * COPIES * block_bytes
 
     @property
     def workers(self) -> int:

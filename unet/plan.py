@@ -33,6 +33,7 @@ from unet.sources.base import GRID, ORDER
 BATCH_PIXELS = 1 << 20  # small windows share a forward pass up to this many pixels
 PROCESS_BYTES = 300_000_000  # of a worker that has imported torch, and holds nothing yet
 HEAP = 2  # a heap that is used again and again holds up to twice what is alive: 1.8 was measured
+COPIES = 4  # of a block that is moved: as stored, decoded, in another order; 3 to 4 were measured
 END_BYTES = 12  # of an input or output value: as it is stored, in float32, and as computed with
 FEWER_OPERATIONS = 0.1  # by less than this share of them no larger windows are worth their memory
 RESULTS = 1  # counted up when a change of this project changes the probabilities
@@ -286,7 +287,7 @@ def fit(image: ImageRef, model: ModelSpec, block: Sizes, request: Request) -> Lo
     read = Box((0,) * 4, block).grow(halo).shape
     picked = image.channels
     channels = max(picked) - min(picked) + 1 if picked else len(image.channel_names)  # are read
-    held = math.prod(read) * channels * np.dtype(image.dtype).itemsize
+    held = COPIES * math.prod(read) * channels * np.dtype(image.dtype).itemsize
     held += 2 * math.prod(block) * (len(model.classes) - 1) * FLOAT32_BYTES
     parameters = 2 * architecture.parameters * FLOAT32_BYTES  # as read, and as computed with
     fixed = PROCESS_BYTES + BLOCKS_A_WORKER * held + parameters

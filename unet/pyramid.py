@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise, product
@@ -18,6 +19,7 @@ from unet.location import locate
 Values = NDArray[Any]
 
 STRIP = 1 << 18  # values
+READ_BYTES = 1 << 26  # of a level that are read at once: of many channels a few, but at least one
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,8 @@ class LevelJob:
     def open(self) -> Callable[[int], Written]:
         """Open both levels on a worker."""
         above = store.open_pixels(locate(self.group), str(self.level - 1), self.axes, mode="r")
+        read = math.prod(self.block) * math.prod(self.factors) * above.array.dtype.itemsize
+        parts = above.by_channels(max(1, READ_BYTES // read))
         target = store.open_pixels(locate(self.group), str(self.level), self.axes)
         shape = target.grid_shape
 
@@ -48,8 +52,9 @@ class LevelJob:
             box = block_box(index, shape, self.block)
             start = tuple(a * f for a, f in zip(box.start, self.factors, strict=True))
             stop = tuple(b * f for b, f in zip(box.stop, self.factors, strict=True))
-            values = above.read(Box(start, stop).clip(above.grid_shape))
-            target.write(box, downsample(values, self.factors, self.kind))
+            wanted = Box(start, stop).clip(above.grid_shape)
+            smaller = [downsample(some.read(wanted), self.factors, self.kind) for some in parts]
+            target.write(box, np.concatenate(smaller, axis=1))
             return Written(target.settle(index, self.block))
 
         return shrink

@@ -75,6 +75,14 @@ class Pixels:
         sizes = dict(zip(self.axes, self.array.shape, strict=True))
         return tuple(sizes.get(axis, 1) for axis in GRID)
 
+    def by_channels(self, at_once: int) -> list[Pixels]:
+        """The same array several times, to read at most so many of its channels from each."""
+        if "c" not in self.axes:
+            return [self]
+        channels = range(self.array.shape[self.axes.index("c")])
+        parts = (tuple(channels[c : c + at_once]) for c in channels[::at_once])
+        return [Pixels(self.location, self.array, self.axes, part, self.own) for part in parts]
+
     def read(self, box: Box) -> NDArray[np.generic]:
         """The pixels of `box` on (t, z, y, x), as (t, c, z, y, x).
 

@@ -37,7 +37,6 @@ from unet.workspace import Target, Workspace, finish
 log = logging.getLogger(__name__)
 
 LARGEST_PIECE = 1 << 30
-COPIES_OF_A_BLOCK = 3  # as the file has it, in one order of axes, compressed
 HISTOGRAMS = "histograms.npy"
 IMAGE = "image.ome.zarr"
 SHOWN_PERCENTILES = (0.1, 99.9)
@@ -143,7 +142,9 @@ def run(
         if model is not None:
             find_model(model).refuse_channels(source.channel_names, spec.path)
         image, block = _located(source, spec, place)
-        _tell_memory(image, block, machines)
+        held = math.prod(block) * len(image.channel_names) * np.dtype(image.dtype).itemsize
+        count = store.block_count(image.shape, block)
+        machines = machines.fitting(count, machines.mover_bytes(held))
         with place.claimed(), cluster.connect(machines) as client:
             if source.in_place is None:
                 job = CopyJob(f"ingest {place.name}", _absolute(spec), image.absolute(), block)
@@ -188,12 +189,6 @@ def _located(source: Source, spec: SourceSpec, place: Workspace) -> tuple[ImageR
         block=block if there is None else (),
     )
     return image, block
-
-
-def _tell_memory(image: ImageRef, block: Sizes, machines: cluster.Machines) -> None:
-    size = math.prod(block) * len(image.channel_names) * np.dtype(image.dtype).itemsize
-    held = COPIES_OF_A_BLOCK * machines.threads * size
-    log.info("blocks of %.3g MB: about %.2g GB for each worker", size / 1e6, held / 1e9)
 
 
 def _refuse_large(piece: Sizes, source: Source, path: str) -> None:

@@ -130,7 +130,7 @@ def run(place: Workspace, slab: int, slabs: int, machines: cluster.Machines, dev
     refuse_changed(plan.image)
     target = probabilities(plan, place)
     blocks = slab_range(slab, slabs, plan.blocks)
-    machines = machines.at_least(processes(plan))
+    machines = machines.at_least(processes(plan)).fitting(len(blocks), plan.worker_bytes)
     writer = f"slab-{slab + 1}-of-{slabs}"
     with place.claimed(blocks), cluster.connect(machines) as client:
         named = job(place, plan, machines, device)

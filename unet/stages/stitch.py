@@ -10,12 +10,15 @@ one stays where it is. So whoever opens the result sees a whole one.
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from unet import cluster, ome, store
 from unet.contents import image_arrays, level_factors, mask_arrays
@@ -28,7 +31,7 @@ from unet.ledger import Written
 from unet.location import Location, RemotePath, link_tree, locate
 from unet.manifest import fingerprint, write_manifest
 from unet.plan import RESULTS, ImageRef, Plan
-from unet.pyramid import LevelJob
+from unet.pyramid import READ_BYTES, LevelJob
 from unet.stages.split import read_plan, refuse_changed
 from unet.workspace import Target, Workspace, finish, probabilities, probabilities_group
 
@@ -127,6 +130,8 @@ def run(place: Workspace, choice: Choice, machines: cluster.Machines) -> None:
     with place.claimed():
         store.sweep(probabilities_group(plan, place))
         refuse_holes(plan, source)
+        held = machines.mover_bytes(most_at_once(plan, choice))
+        machines = machines.fitting(plan.blocks, held)
         with cluster.connect(machines) as client:
             builder = Builder(place, plan, group, place.ledger(work), client, machines)
             shown = builder.image() if choice.image else {}
@@ -150,6 +155,27 @@ def fingerprint_of(plan: Plan, choice: Choice, place: Workspace) -> str:
     """Names everything that a result depends on."""
     image = replace(plan.image, store="", digest="")
     return fingerprint(plan.fingerprint, choice, place.name, image, plan.classes, RESULTS)
+
+
+def most_at_once(plan: Plan, choice: Choice) -> int:
+    """The bytes of the largest block that stitching moves: of the probabilities, or of a level.
+
+    With a block of a smaller level goes what is read at once to make it.
+    """
+    held = [_block_bytes(plan.probabilities())]
+    for arrays in (image_arrays(plan.image) if choice.image else [], mask_arrays(plan)):
+        held += map(_block_bytes, arrays[:1])
+        for above, level in pairwise(arrays):
+            larger = math.prod(-(-a // b) for a, b in zip(above.shape, level.shape, strict=True))
+            block = _block_bytes(level)
+            read = max(larger * block // level.shape[1], min(larger * block, READ_BYTES))
+            held.append(block + read)
+    return max(held)
+
+
+def _block_bytes(array: Layout) -> int:
+    shape = (min(n, s) for n, s in zip(array.shape, array.shard, strict=True))
+    return math.prod(shape) * np.dtype(array.dtype).itemsize
 
 
 def refuse_holes(plan: Plan, source: Target) -> None:

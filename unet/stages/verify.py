@@ -266,7 +266,7 @@ def _make_again(
 ) -> None:
     """Have the stages make what is damaged, and only that.
 
-    Nothing is deleted: each new shard takes the place of the old one, at once.
+    Nothing that can be read is deleted: each new shard takes the place of the old one, at once.
     """
     again: dict[str, set[int]] = {}
     for each in damaged:
@@ -294,18 +294,18 @@ def _prove(
     place: Workspace, plan: Plan, asked: Asked, crews: Crews
 ) -> tuple[Agreement, Agreement, set[str]]:
     """Predict the sample; its agreement, that with float32, and the processors it ran on."""
+    blocks = chosen(plan, asked.blocks, asked.seed)
+    machines = crews.network.fitting(len(blocks), plan.worker_bytes)
     other = replace(plan.absolute(), core=other_core(plan), batch=1)
-    predicting = replace(predict.job(place, plan, crews.network, crews.device), plan=other)
+    predicting = replace(predict.job(place, plan, machines, crews.device), plan=other)
     result = stitch.result_of(place, plan, asked.choice).absolute()
     (mask, *_) = levels("mask", result / stitch.MASK, mask_arrays(plan))
     job = ProofJob(f"verify {place.name}", predicting, mask, asked.choice.threshold)
-    blocks = chosen(plan, asked.blocks, asked.seed)
     found: list[Compared] = []
 
     def hear(_block: int, compared: Compared) -> None:
         found.append(compared)
 
-    machines = crews.network
     with cluster.connect(machines) as client:
         cluster.run(client, job, iter(blocks), hear, machines.in_flight, machines.block_seconds)
     return (
