@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -69,6 +70,14 @@ def make_tiny_model(folder: Path, seed: int = 0, **network: Any) -> ModelSpec:
     classes = built.architecture.classes
     said["classes"] = ["background", *(f"class-{number}" for number in range(1, classes))]
     return save_model(folder, built, said)
+
+
+@pytest.fixture
+def quiet_tifffile() -> Iterator[None]:
+    """tifffile logs what it finds wrong, where that is on purpose."""
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)
+    yield
+    logging.getLogger("tifffile").setLevel(logging.WARNING)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
