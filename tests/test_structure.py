@@ -1,6 +1,7 @@
 """One heavy library, one named module; rules that never compute; files a newcomer can read."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -77,6 +78,19 @@ def test_a_stage_has_one_name():
 def test_models_that_were_trained_and_keys_of_a_killed_scheduler_are_never_committed():
     ignored = (REPOSITORY / ".gitignore").read_text(encoding="utf-8").split()
     assert {"/models/", ".jobqueue-*/"} <= set(ignored)
+
+
+def test_each_guarantee_names_a_test_that_is_there():
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    table = text.partition("| guarantee | test |\n|---|---|\n")[2].partition("\n\n")[0]
+    rows = [row.strip("| ").split(" | ") for row in table.splitlines()]
+    assert len(rows) > 20
+    for guarantee, tests in rows:
+        files = [REPOSITORY / "tests" / name for name in re.findall(r"test_\w+\.py", tests)]
+        there = "".join(file.read_text(encoding="utf-8") for file in files)
+        named = re.findall(r"`(test_\w+)`", tests)
+        assert there, guarantee
+        assert [name for name in named if f"def {name}(" not in there] == [], guarantee
 
 
 def test_files_stay_small():
