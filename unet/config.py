@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -86,20 +86,7 @@ def read_config(raw: Mapping[str, Any], schema_file: Path, made: Collection[str]
     Raises ConfigError that names the key.
     """
     filled = checked(raw, schema_file)
-    _check_names(filled["images"])
-    images: dict[str, ImageConfig] = {}
-    models: set[str] = set()
-    for index, item in enumerate(filled["images"]):
-        try:
-            image = _image(item)
-            if image.source.path not in made:
-                local_files(image.source.path)
-            if image.model not in models:  # many images, few models
-                find_model(image.model)
-                models.add(image.model)
-        except UserError as error:
-            raise ConfigError(f"images[{index}] ({item['name']}): {error}") from error
-        images[image.name] = image
+    images = _images(filled["images"], made)
     minutes = filled["predict"]["block_minutes"]
     split, predict, stitch = filled["split"], filled["predict"], filled["stitch"]
     return Config(
@@ -121,6 +108,25 @@ def read_config(raw: Mapping[str, Any], schema_file: Path, made: Collection[str]
         proof=filled["verify"],
         evaluate=tuple(_evaluate(item, images, made) for item in filled["evaluate"]),
     )
+
+
+def _images(items: Sequence[Mapping[str, Any]], made: Collection[str]) -> dict[str, ImageConfig]:
+    """The images by their names, once all that they name is found to be there."""
+    _check_names(items)
+    images: dict[str, ImageConfig] = {}
+    models: set[str] = set()
+    for index, item in enumerate(items):
+        try:
+            image = _image(item)
+            if image.source.path not in made:
+                local_files(image.source.path)
+            if image.model not in models:  # many images, few models
+                find_model(image.model)
+                models.add(image.model)
+        except UserError as error:
+            raise ConfigError(f"images[{index}] ({item['name']}): {error}") from error
+        images[image.name] = image
+    return images
 
 
 def checked(raw: Mapping[str, Any], schema_file: Path) -> dict[str, Any]:
@@ -196,7 +202,7 @@ def _evaluate(
     )
 
 
-def _check_names(images: list[dict[str, Any]]) -> None:
+def _check_names(images: Sequence[Mapping[str, Any]]) -> None:
     twice = [name for name, times in Counter(i["name"] for i in images).items() if times > 1]
     if twice:
         raise ConfigError(
