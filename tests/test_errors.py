@@ -232,6 +232,8 @@ PLANS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "shard": ({}, {"shard": (64, 33)}, r"PlanError: Expected the shard \(64, 33\) .* multiple of"),
     "chunk": ({}, {"chunk": (31, 32)}, r"PlanError: .* chunk \(31, 32\) .* multiple of \(2, 2\)"),
     "core": ({}, {"core": (1, 2)}, r"PlanError: .* window core \(1, 2\) .* multiple of \(2, 2\)"),
+    "core of planes": ({}, {"core": (2, 32, 32)}, r"PlanError: .* core \(2, 32, 32\) to be 1 on"),
+    "core of times": ({}, {"core": (2, 1, 32, 32)}, r"PlanError: .* to be 1 on each axis but the"),
 }
 
 

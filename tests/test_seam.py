@@ -80,6 +80,13 @@ def test_every_plane_of_a_stack_is_done_by_a_2d_network(make_model, tmp_path):
     assert plan.block == (1, 2, 32, 32)
 
 
+def test_every_time_of_a_series_is_done_by_itself(make_model, tmp_path):
+    model, image = make_model(**VOLUME), picture(3, 9, 30, 21)
+    cut = {"shard": (2, 8, 16, 16), "chunk": (8, 16, 16), "core": (1, 4, 8, 16)}
+    plan = assert_seamless(image, "tzyx", model, tmp_path, **cut)
+    assert plan.block == (2, 8, 16, 16)
+
+
 @settings(max_examples=25)
 @given(data=st.data())
 def test_any_block_core_and_batch_give_the_same_bits(data, make_model):

@@ -86,6 +86,9 @@ class Inference:
         return result
 
     def _tensor(self, window: NDArray[np.generic]) -> Tensor:
+        loose = (window.shape[0], window.shape[2])[: 4 - self._dims]
+        if loose != (1,) * len(loose):
+            raise ValueError(f"a window {window.shape} of more planes than the network sees")
         plane = window[0, :, 0] if self._dims == 2 else window[0]
         if plane.dtype.byteorder not in "=|" or plane.dtype.kind not in "iuf":
             plane = plane.astype(np.float32)

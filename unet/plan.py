@@ -219,6 +219,12 @@ def choose_core(
     loose = len(GRID) - architecture.dims
     if request.core is not None:
         core = _on_grid(request.core, "window core", stride, stride)
+        if core[:loose] != (1,) * loose:
+            raise PlanError(
+                f"Expected the window core {request.core} to be 1 on each axis but the last "
+                f"{architecture.dims}, since the network of {architecture.dims} dimensions sees no "
+                f"other; the others are done one by one. Leave them out."
+            )
         return tuple(min(c, r) for c, r in zip(core, reach, strict=True))
     core = _no_larger_than_pays(architecture, (1,) * loose + reach[loose:], stride)
     while fixed + activation_bytes(architecture, core, request.precision) > request.memory:
