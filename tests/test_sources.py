@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from reading import RGB, as_5d, assert_reads, noise, opened, real, smooth, whole
 
 from unet.errors import SourceError
 from unet.geometry import Box
-from unet.sources import open_source, source_files, watched_files
+from unet.sources import look, open_source, source_files
 from unet.sources.base import SourceSpec
 
 pytestmark = pytest.mark.usefixtures("quiet_tifffile")
@@ -173,21 +174,48 @@ def test_bioformats2raw_layout(tmp_path: Path) -> None:
     assert source.in_place.array == "0/s0"
 
 
-def test_of_a_zarr_the_folders_of_chunks_are_watched(tmp_path: Path) -> None:
-    """Of many chunks their folders alone, of very many folders the upper ones: never more."""
+def in_place(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.write(b"another")
+
+
+def replaced_by_an_older(path: Path) -> None:
+    new = path.with_name("new")
+    new.write_bytes(path.read_bytes()[::-1])
+    os.utime(new, ns=(0, 1))
+    new.replace(path)
+
+
+@pytest.mark.parametrize("change", [in_place, replaced_by_an_older, Path.unlink])
+@pytest.mark.parametrize("file", ["c/1/2", "c/0/0"])
+def test_an_image_looks_different_when_any_file_changed(tmp_path: Path, file, change) -> None:
     path = tmp_path / "image.zarr"
-    zarr.create_array(path, data=np.ones((30, 40), "u1"), chunks=(10, 10))
-    folders = [path, path / "c", *(path / "c" / str(y) for y in range(3))]
-    chunks = [path / "c" / str(y) / str(x) for y in range(3) for x in range(4)]
-    metadata = [path / "zarr.json"]
-    for most, watched in (
-        (18, metadata + folders + chunks),
-        (17, metadata + folders),
-        (6, metadata + folders),
-        (4, metadata + folders[:3]),
-    ):
-        assert watched_files(str(path), most) == list(map(str, watched)), most
-    assert watched_files("s3://bucket/image.zarr", 100) == []
+    zarr.create_array(path, data=noise(30, 40), chunks=(10, 10))
+    (path / "c" / "gone").symlink_to("nowhere")
+    before = look(str(path), 100)
+    assert look(str(path), 100) == before
+    change(path / file)
+    assert look(str(path), 100) != before
+
+
+def test_of_very_many_chunks_their_folders_are_looked_at(tmp_path: Path) -> None:
+    """6 are the image, its metadata, `c` and three folders of chunks in it."""
+    path = tmp_path / "image.zarr"
+    zarr.create_array(path, data=noise(30, 40), chunks=(10, 10))
+    before = look(str(path), 6), look(str(path), 3)
+    replaced_by_an_older(path / "c/1/2")
+    assert look(str(path), 6) != before[0]
+    assert look(str(path), 3) == before[1]
+    assert look("s3://bucket/image.zarr", 100) == ""
+
+
+def test_slices_and_files_are_looked_at(tmp_path: Path) -> None:
+    for name in ("z_1.png", "z_2.png"):
+        (tmp_path / name).write_bytes(imagecodecs.png_encode(noise(5, 5)))
+    paths = str(tmp_path / "z_*.png"), str(tmp_path), str(tmp_path / "z_2.png")
+    before = [look(path, 10) for path in paths]
+    replaced_by_an_older(tmp_path / "z_2.png")
+    assert not set(before) & {look(path, 10) for path in paths}
 
 
 def test_missing_zarr_chunks_are_fill_and_damaged_ones_an_error(tmp_path: Path) -> None:

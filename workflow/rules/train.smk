@@ -17,6 +17,7 @@ rule train:
         gpu=0,
     params:
         training=config.get("train"),
+        looks=train_looks,
         version=VERSION,
     script:
         "../../scripts/train.py"
