@@ -18,6 +18,7 @@ if __name__ == "__main__":
                 scheduler_address(snakemake.params.scheduler),
                 snakemake.threads,
                 snakemake.params.block_seconds,
+                snakemake.resources.get("mem_mb"),
             ),
             snakemake.params.model,
         )

@@ -11,17 +11,16 @@ from unet.workspace import Workspace
 
 if __name__ == "__main__":
     with told(snakemake.log[0]):
-        params = snakemake.params
+        params, resources = snakemake.params, snakemake.resources
         address = scheduler_address(params.scheduler)
-        # Of a cluster that is already there, each worker looks for its own GPU.
-        gpus = () if address else predict.choose_devices(params.device, snakemake.resources.gpu)
-        choice = stitch.Choice(params.threshold, params.image)
+        limits = (snakemake.threads, params.block_seconds, resources.get("mem_mb"))
+        network, device = predict.crew(address, params.device, resources.gpu, *limits)
         verify.run(
             Workspace(Path(snakemake.output[0]).parent, params.stores),
-            verify.Asked(SourceSpec(**params.source), choice, **params.proof),
-            verify.Crews(
-                Machines.for_data(address, snakemake.threads, params.block_seconds),
-                Machines.for_network(address, gpus, snakemake.threads, params.block_seconds),
-                params.device if address else "gpu" if gpus else "cpu",
+            verify.Asked(
+                SourceSpec(**params.source),
+                stitch.Choice(params.threshold, params.image),
+                **params.proof,
             ),
+            verify.Crews(Machines.for_data(address, *limits), network, device),
         )

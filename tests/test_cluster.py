@@ -3,7 +3,7 @@
 import os
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,7 @@ from unet import cluster
 from unet.cluster import Machines
 from unet.errors import DeviceError, RunError, SourceError
 from unet.plan import BLOCKS_A_WORKER
-from unet.stages.predict import choose_devices
+from unet.stages.predict import choose_devices, crew
 from unet.station import Station, do_block
 
 
@@ -82,21 +82,35 @@ def test_workers_are_as_many_as_have_work_and_as_fit(cores, blocks, size, networ
     machines = Machines.for_data(None, cores)
     if network:
         machines = Machines.for_network(None, (), cores)
-    fitted = machines.fitting(blocks, size, memory=100)
-    assert 1 <= fitted.workers <= min(machines.workers, max(1, blocks))
-    assert fitted.workers * size <= 100
+    fitted = replace(machines, memory=100).fitting(blocks, size)
+    assert fitted.workers == min(machines.workers, max(1, blocks), 100 // size)
+
+
+@given(cores=st.integers(1, 50), size=st.integers(1, 10**9), memory=st.integers(1, 10**10))
+def test_workers_that_move_pixels_take_one_block_each_before_they_are_refused(cores, size, memory):
+    machines = replace(Machines.for_data(None, cores), memory=memory)
+    alone = replace(machines, threads=1)
+    if memory < alone.mover_bytes(size):
+        with pytest.raises(RunError, match="Expected a worker of"):
+            machines.moving(100, size)
+        return
+    found = machines.moving(100, size)
+    assert found.workers * found.mover_bytes(size) <= memory
+    assert found.threads == (2 if machines.mover_bytes(size) <= memory else 1)
 
 
 def test_workers_of_gpus_are_no_more_than_blocks_and_others_stay():
-    gpus = Machines.for_network(None, ("0", "1", "2"), 8)
-    assert gpus.fitting(2, 1000, memory=1).devices == ("0", "1")
-    elsewhere = Machines.for_network("tcp://127.0.0.1:1", (), 8)
-    assert elsewhere.fitting(1, 1000, memory=1) == elsewhere
+    gpus = replace(Machines.for_network(None, ("0", "1", "2"), 8), memory=1)
+    assert gpus.fitting(2, 1000).devices == ("0", "1")
+    elsewhere = replace(Machines.for_network("tcp://127.0.0.1:1", (), 8), memory=1)
+    assert elsewhere.fitting(1, 1000) == elsewhere
 
 
-def test_a_worker_that_cannot_fit_the_machine_is_refused():
-    with pytest.raises(RunError, match=r"worker of 7 GB to fit this machine, but it has 6 GB"):
-        Machines.for_network(None, (), 8).fitting(5, 7 * 10**9, memory=6 * 10**9)
+def test_a_job_has_no_more_memory_than_its_scheduler_gave_it():
+    assert Machines.for_data(None, 1, mem_mb=300).memory == 300 * 10**6
+    assert Machines.for_network(None, (), 1, mem_mb=10**9).memory < 10**15
+    with pytest.raises(RunError, match=r"worker of 7 GB to fit .* but that is 6 GB"):
+        Machines.for_network(None, (), 8, mem_mb=6000).fitting(5, 7 * 10**9)
 
 
 def timers() -> int:
@@ -208,6 +222,9 @@ def test_a_gpu_that_was_asked_for_is_never_replaced_by_the_cpu(wanted, gpus, mon
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     with pytest.raises(DeviceError, match=r"as asked for, and found none"):
         choose_devices(wanted, gpus)
+    with pytest.raises(DeviceError, match=r"as asked for, and found none"):
+        crew(None, wanted, gpus, cores=4)
+    assert crew("tcp://127.0.0.1:1", wanted, gpus, cores=4)[1] == "gpu"
 
 
 def test_gpus_are_taken_as_the_scheduler_named_them(monkeypatch):

@@ -39,7 +39,7 @@ from test_errors import small_disk
 from unet import cluster, dispatch, layout, room
 from unet.claim import claimed
 from unet.cluster import Machines
-from unet.errors import RunError, SourceError, WorkerError, to_user_error
+from unet.errors import DeviceError, RunError, SourceError, WorkerError, to_user_error
 from unet.ledger import recorded
 from unet.model_folder import ModelSpec
 from unet.plan import Request
@@ -270,6 +270,9 @@ class Faulty:
             os._exit(1)
         if self.fault == "wrong" or (self.fault == "one wrong" and self.first("open")):
             raise WorkerError("Expected other numbers.")
+        if self.fault == "one blind" and self.first("open"):
+            raise DeviceError("Expected a GPU.")
+        self.refuse_if_broken()
         return self.do
 
     def do(self, block: int) -> int:
@@ -281,7 +284,15 @@ class Faulty:
             raise OSError(errno.EDQUOT, "Disk quota exceeded")
         if block in (3, 5) and self.fault == "bad input":
             raise SourceError(f"Expected another block than {block}.")
+        if self.fault == "breaks" and block == 3 and self.first():
+            os.environ["BROKEN"] = "yes"
+        self.refuse_if_broken()
         return block
+
+    def refuse_if_broken(self) -> None:
+        """As a process whose CUDA context is broken: at once and for good."""
+        if os.environ.get("BROKEN"):
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     def first(self, what: str = "hung") -> bool:
         """Whether no worker came here before."""
@@ -352,6 +363,21 @@ def test_a_slow_block_delays_no_other(tmp_path: Path) -> None:
 def test_a_worker_that_computes_something_else_is_sent_away(tmp_path: Path) -> None:
     done = do_blocks(Faulty("job", tmp_path, "one wrong"), 20, TWO_CORES)
     assert sorted(done) == list(range(20))
+
+
+def test_a_worker_without_a_gpu_is_sent_away_where_one_was_asked_for(tmp_path: Path) -> None:
+    assert sorted(do_blocks(Faulty("job", tmp_path, "one blind"), 20, TWO_CORES)) == [*range(20)]
+    (tmp_path / "open").unlink()
+    with pytest.raises(DeviceError, match=r"Expected a GPU"):
+        do_blocks(Faulty("job", tmp_path, "one blind"), 20)
+
+
+def test_a_worker_that_breaks_is_replaced_and_fails_no_other_block(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    done = do_blocks(Faulty("job", tmp_path, "breaks"), 60, TWO_CORES)
+    assert sorted(done) == list(range(60))
+    assert "a worker is replaced: it failed in a block, and now before one: CUDA" in caplog.text
 
 
 def test_a_run_ends_where_every_worker_computes_something_else(tmp_path: Path) -> None:

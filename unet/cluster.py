@@ -27,6 +27,7 @@ from unet.station import Job as Job
 log = logging.getLogger(__name__)
 
 MOST_WORKERS = 256
+MEGABYTE = 10**6
 CORES_A_NETWORK = 8  # convolutions gain little from more
 # An error in a block reaches the client, which tells it once; a worker's own log tells it again,
 # and every worker's last heartbeat, sent to a scheduler that has ended, would be an error there.
@@ -61,23 +62,32 @@ class Machines:
     devices   names of GPUs, as CUDA_VISIBLE_DEVICES lists them; one worker each
     cores     CPU cores of this job
     threads   blocks that a worker has in hand at once
-    cores_a_worker  of CPU workers: a process for each so many cores
+    processes  CPU workers, which share the cores
     block_seconds   that a block may take before its worker is replaced; None: see `dispatch`
+    memory    bytes that this job may use
     """
 
     address: str | None
     devices: tuple[str, ...]
     cores: int
     threads: int
-    cores_a_worker: int = 1
+    processes: int = 1
     block_seconds: float | None = None
+    memory: int = MEMORY_LIMIT
 
     @classmethod
     def for_data(
-        cls, address: str | None, cores: int, block_seconds: float | None = None
+        cls,
+        address: str | None,
+        cores: int,
+        block_seconds: float | None = None,
+        mem_mb: int | None = None,
     ) -> Machines:
-        """For stages that move pixels: a process a core, each with a block to wait for."""
-        return cls(address, (), cores, threads=2, block_seconds=block_seconds)
+        """For stages that move pixels: a process a core, each with a block to wait for.
+
+        mem_mb  megabytes that a scheduler gave this job; None: all of the machine
+        """
+        return cls(address, (), cores, 2, cores, block_seconds, _bytes_of_job(mem_mb))
 
     @classmethod
     def for_network(
@@ -86,42 +96,48 @@ class Machines:
         devices: tuple[str, ...],
         cores: int,
         block_seconds: float | None = None,
+        mem_mb: int | None = None,
     ) -> Machines:
         """For the network: a process a GPU, or one for every 8 cores that convolve together."""
-        together = min(cores, CORES_A_NETWORK)
-        return cls(address, devices, cores, BLOCKS_A_WORKER, together, block_seconds)
+        processes = max(1, cores // CORES_A_NETWORK)
+        memory = _bytes_of_job(mem_mb)
+        return cls(address, devices, cores, BLOCKS_A_WORKER, processes, block_seconds, memory)
 
     def at_least(self, workers: int) -> Machines:
         """With up to so many CPU workers, if that is more: they wait less for one another.
 
         In one process threads take turns at Python's own work, which a light network feels.
         """
-        fewer = -(-self.cores // min(self.cores, workers))
-        return replace(self, cores_a_worker=min(self.cores_a_worker, fewer))
+        return replace(self, processes=max(self.processes, min(self.cores, workers)))
 
-    def fitting(self, blocks: int, worker_bytes: int, memory: int = MEMORY_LIMIT) -> Machines:
-        """With as many workers as have a block to do, and as this machine's memory holds.
+    def fitting(self, blocks: int, worker_bytes: int) -> Machines:
+        """With as many workers as have a block to do, and CPU workers as the memory holds.
 
         worker_bytes  that a worker may come to hold
-        memory        of this machine, or what its scheduler lets this job have
 
-        Workers elsewhere stay as they are, and of GPUs each has its own. Raises RunError where not
-        even one worker fits.
+        Workers elsewhere stay as they are. Raises RunError where not even one fits.
         """
-        log.info("a worker holds at most about %.2g GB", worker_bytes / 1e9)
         if self.address or self.devices:
             return replace(self, devices=self.devices[: max(1, blocks)])
-        fits = memory // worker_bytes
+        fits = self.memory // worker_bytes
         if not fits:
             raise RunError(
-                f"Expected a worker of {worker_bytes / 1e9:.3g} GB to fit this machine, but it has "
-                f"{memory / 1e9:.3g} GB, or its scheduler gives this job no more. Give it more "
-                f"memory, or set a smaller `memory` or `shard` in the section `split`."
+                f"Expected a worker of {worker_bytes / 1e9:.3g} GB to fit the memory of this job, "
+                f"but that is {self.memory / 1e9:.3g} GB. Give it more, choose fewer `channels` of "
+                f"the image, or where the network needs it set a smaller `split: memory`."
             )
-        if fits < self.workers:
+        if fits < self.processes:
             log.warning("only %d worker(s) for %d cores: no more fit", fits, self.cores)
-        most = min(self.workers, max(1, blocks), fits)
-        return replace(self, cores_a_worker=-(-self.cores // most))
+        return replace(self, processes=min(self.processes, max(1, blocks), fits))
+
+    def moving(self, blocks: int, block_bytes: int) -> Machines:
+        """As `fitting`, where workers only move pixels; if need be with one block each.
+
+        block_bytes  of the largest block
+        """
+        alone = replace(self, threads=1)
+        machines = self if self.memory >= self.mover_bytes(block_bytes) else alone
+        return machines.fitting(blocks, machines.mover_bytes(block_bytes))
 
     def mover_bytes(self, block_bytes: int) -> int:
         """What a worker may come to hold that only moves blocks, the largest of so many bytes."""
@@ -130,7 +146,7 @@ class Machines:
     @property
     def workers(self) -> int:
         """How many workers this job starts, if it starts its own."""
-        return len(self.devices) or max(1, self.cores // self.cores_a_worker)
+        return len(self.devices) or self.processes
 
     @property
     def in_flight(self) -> int:
@@ -139,6 +155,10 @@ class Machines:
         With an address the number of workers is not known here and may change.
         """
         return 2 * self.threads * (MOST_WORKERS if self.address else self.workers)
+
+
+def _bytes_of_job(mem_mb: int | None) -> int:
+    return MEMORY_LIMIT if mem_mb is None else min(MEMORY_LIMIT, mem_mb * MEGABYTE)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ with the image. What can go wrong with a block is told apart here:
     its worker dies      done by another; a block whose workers always die is named
     its worker hangs     ended by its watchdog, or by Dask where it is silent: as if it died
     its worker is wrong  sent away before it wrote anything; the block is done by another
+    its worker breaks    tested again before its next block, and replaced if it fails that too
     all would fail       a full disk, no device: the run ends at once
 """
 

@@ -132,6 +132,7 @@ def read_all(
     result = stitch.result_of(place, plan, choice).absolute()
     arrays = {array.name: array for array in arrays_of(place, plan, result, choice.image)}
     shards, damaged = 0, list[Damaged]()
+    machines = machines.moving(plan.blocks, stitch.most_at_once(plan, choice))
     with place.claimed(), cluster.connect(machines) as client:
         for array in arrays.values():
             job: cluster.Job = ReadJob(f"read {place.name} {array.name}", array)

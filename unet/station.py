@@ -11,12 +11,20 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 from uuid import uuid4
 
 from distributed import Worker, WorkerPlugin, get_worker
 
-from unet.errors import ModelError, SourceError, StoreError, UserError, WorkerError, to_user_error
+from unet.errors import (
+    DeviceError,
+    ModelError,
+    SourceError,
+    StoreError,
+    UserError,
+    WorkerError,
+    to_user_error,
+)
 from unet.plan import BLOCKS_A_WORKER
 
 LEAST_LIMIT_SECONDS = 1800.0
@@ -62,13 +70,14 @@ class Failed:
 class TurnedAway:
     """This worker must not do any block."""
 
-    error: WorkerError
+    error: UserError
     worker: str
 
     @classmethod
     def by(cls, error: UserError, worker: str) -> TurnedAway | Hopeless:
-        """What an error in opening a job means: only a WorkerError is the worker's own."""
-        return cls(error, worker) if isinstance(error, WorkerError) else Hopeless(error)
+        """What an error in opening a job means: it may be the worker's own, or everybody's."""
+        its_own = isinstance(error, WorkerError | DeviceError)
+        return cls(error, worker) if its_own else Hopeless(error)
 
 
 class Station(WorkerPlugin):
@@ -91,6 +100,7 @@ class Station(WorkerPlugin):
         self._lock = threading.Lock()
         self._do: Callable[[int], Any] | None = None
         self._busy = 0
+        self._doubted = False
         self._rest: threading.Timer | None = None
         self._longest = 0.0
 
@@ -113,16 +123,37 @@ class Station(WorkerPlugin):
                 return TurnedAway.by(error, self._worker.address)
             try:
                 return do(block)
+            except Exception as error:
+                if to_user_error(error) is None:
+                    self._doubt()
+                raise
             finally:
                 self._end()
 
     def _begin(self) -> Callable[[int], Any]:
         with self._lock:
-            self._do = self._do or self.job.open()
+            self._do = self._do or self._opened()
             self._busy += 1
             if self._rest is not None:
                 self._rest.cancel()
             return self._do
+
+    def _opened(self) -> Callable[[int], Any]:
+        try:
+            return self.job.open()
+        except Exception as error:
+            if not self._doubted or isinstance(error, UserError):
+                raise
+            self._give_up(f"it failed in a block, and now before one: {error}")
+
+    def _doubt(self) -> None:
+        """Let the next block open the job anew: that tests this worker, as before its first.
+
+        What is broken for good, such as the CUDA context of a process after an illegal access,
+        fails at once, so that its worker is always idle and would be handed all that is left.
+        """
+        with self._lock:
+            self._do, self._doubted = None, True
 
     def _end(self) -> None:
         with self._lock:
@@ -140,7 +171,8 @@ class Station(WorkerPlugin):
     @contextmanager
     def _watched(self, block: int) -> Iterator[None]:
         limit = self._given_limit or max(LEAST_LIMIT_SECONDS, TIMES_THE_LONGEST * self._longest)
-        watchdog = threading.Timer(limit, self._give_up, [block, limit])
+        late = f"block {block} took longer than {limit:.0f} s"
+        watchdog = threading.Timer(limit, self._give_up, [late])
         watchdog.daemon = True
         watchdog.start()
         begin = time.monotonic()
@@ -150,9 +182,9 @@ class Station(WorkerPlugin):
             watchdog.cancel()
             self._longest = max(self._longest, time.monotonic() - begin)
 
-    def _give_up(self, block: int, limit: float) -> None:
+    def _give_up(self, why: str) -> NoReturn:
         """End the process: a thread that hangs cannot be ended alone. Its nanny starts another."""
-        self._worker.log_event(self.name, f"block {block} took longer than {limit:.0f} s")
+        self._worker.log_event(self.name, why)
         time.sleep(SECONDS_OF_GRACE)
         os._exit(1)
 

@@ -144,7 +144,7 @@ def run(
         image, block = _located(source, spec, place)
         held = math.prod(block) * len(image.channel_names) * np.dtype(image.dtype).itemsize
         count = store.block_count(image.shape, block)
-        machines = machines.fitting(count, machines.mover_bytes(held))
+        machines = machines.moving(count, held)
         with place.claimed(), cluster.connect(machines) as client:
             if source.in_place is None:
                 job = CopyJob(f"ingest {place.name}", _absolute(spec), image.absolute(), block)

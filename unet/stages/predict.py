@@ -176,6 +176,28 @@ def _reference(place: Workspace, predicting: PredictJob) -> Reference:
     return read_manifest(file, Reference)
 
 
+def crew(
+    address: str | None,
+    wanted: str,
+    gpus: int,
+    cores: int,
+    block_seconds: float | None = None,
+    mem_mb: int | None = None,
+) -> tuple[cluster.Machines, str]:
+    """The machines for the network, and the device that each of their workers has to use.
+
+    wanted, gpus  as `choose_devices` has them
+
+    Workers of an address look for a GPU each, and where one was asked for they have to find it.
+    Raises DeviceError where one was asked for here and none is there.
+    """
+    devices = () if address else choose_devices(wanted, gpus)
+    machines = cluster.Machines.for_network(address, devices, cores, block_seconds, mem_mb)
+    if devices or (address and gpus and wanted != "cpu"):
+        return machines, "gpu"
+    return machines, wanted if address else "cpu"
+
+
 def choose_devices(wanted: str, gpus: int) -> tuple[str, ...]:
     """The GPUs to use, as CUDA_VISIBLE_DEVICES names them; none for the CPU.
 

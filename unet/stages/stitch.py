@@ -130,8 +130,7 @@ def run(place: Workspace, choice: Choice, machines: cluster.Machines) -> None:
     with place.claimed():
         store.sweep(probabilities_group(plan, place))
         refuse_holes(plan, source)
-        held = machines.mover_bytes(most_at_once(plan, choice))
-        machines = machines.fitting(plan.blocks, held)
+        machines = machines.moving(plan.blocks, most_at_once(plan, choice))
         with cluster.connect(machines) as client:
             builder = Builder(place, plan, group, place.ledger(work), client, machines)
             shown = builder.image() if choice.image else {}
