@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+import zarr
 from support import EVERYTHING, GENEROUS
 
 from unet.cluster import Machines, connect
@@ -74,3 +75,13 @@ def test_a_worker_holds_no_more_than_is_planned(case, make_model, tmp_path):
     assert ingested <= ALONE.mover_bytes(block)
     assert predicted <= plan.worker_bytes
     assert stitched <= ALONE.mover_bytes(stitch.most_at_once(plan, EVERYTHING))
+
+
+def test_channels_that_lie_far_apart_are_read_alone(tmp_path):
+    """Of a Zarr in place: what lies between them is no part of what a worker may hold."""
+    noise = np.random.default_rng(0).integers(0, 1 << 16, (24, 2048, 2048), np.uint16)
+    zarr.create_array(tmp_path / "image.zarr", data=noise, chunks=(1, 512, 512))
+    source = SourceSpec(str(tmp_path / "image.zarr"), axes="cyx", channels=(0, 23))
+    with one_worker() as (machines, held):
+        ingest.run(source, Workspace(tmp_path / "image"), machines)
+        assert held() <= ALONE.mover_bytes(2 * noise[0].nbytes)

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import product
+from itertools import pairwise, product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,6 +96,16 @@ def block_box(index: int, shape: Sizes, block: Sizes) -> Box:
     position = np.unravel_index(index, grid(shape, block))
     start = tuple(int(p) * step for p, step in zip(position, block, strict=True))
     return Box(start, tuple(a + step for a, step in zip(start, block, strict=True))).clip(shape)
+
+
+def runs(wanted: Iterable[int], chunk: int = 1) -> list[tuple[int, int]]:
+    """First and last + 1 of the reads that fetch what is wanted, none decoding a chunk twice."""
+    needed = sorted(set(wanted))
+    breaks = [
+        i for i, (a, b) in enumerate(pairwise(needed), 1) if b > a + 1 and b // chunk > a // chunk
+    ]
+    groups = [needed[a:b] for a, b in pairwise([0, *breaks, len(needed)])]
+    return [(group[0], group[-1] + 1) for group in groups]
 
 
 def slab_range(slab: int, slabs: int, blocks: int) -> range:

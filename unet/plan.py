@@ -291,9 +291,7 @@ def fit(image: ImageRef, model: ModelSpec, block: Sizes, request: Request) -> Lo
     architecture = model.architecture
     _, halo = lattice(architecture)
     read = Box((0,) * 4, block).grow(halo).shape
-    picked = image.channels
-    channels = max(picked) - min(picked) + 1 if picked else len(image.channel_names)  # are read
-    held = COPIES * math.prod(read) * channels * np.dtype(image.dtype).itemsize
+    held = COPIES * math.prod(read) * len(image.channel_names) * np.dtype(image.dtype).itemsize
     held += 2 * math.prod(block) * (len(model.classes) - 1) * FLOAT32_BYTES
     parameters = 2 * architecture.parameters * FLOAT32_BYTES  # as read, and as computed with
     fixed = PROCESS_BYTES + BLOCKS_A_WORKER * held + parameters

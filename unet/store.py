@@ -28,7 +28,7 @@ from zarr.storage import ObjectStore
 
 from unet.durable import sync_file, sync_folder
 from unet.errors import StoreError
-from unet.geometry import Box, Sizes, block_box, grid
+from unet.geometry import Box, Sizes, block_box, grid, runs
 from unet.layout import Layout
 from unet.location import Location, files, locate, sizes
 from unet.plan import ImageRef
@@ -90,27 +90,29 @@ class Pixels:
         """
         if self.own:
             self._refuse_holes(box)
-        where = dict(zip(GRID, box.slices, strict=True))
-        if self.channels is not None:
-            where["c"] = slice(min(self.channels), max(self.channels) + 1)
-        index = tuple(where.get(axis, slice(None)) for axis in self.axes)
+        if self.channels is None:
+            return self._fetched(box, slice(None))
+        wanted = runs(self.channels)
+        parts = [self._fetched(box, slice(*run)) for run in wanted]
+        values = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+        there = [c for run in wanted for c in range(*run)]
+        picked = [there.index(c) for c in self.channels]
+        return values if picked == list(range(len(there))) else values[:, picked]
+
+    def _fetched(self, box: Box, channels: slice) -> NDArray[np.generic]:
+        where = {**dict(zip(GRID, box.slices, strict=True)), "c": channels}
         with told(self.location):
             try:
-                values = np.asarray(self.array[index])
+                values = np.asarray(self.array[tuple(where[axis] for axis in self.axes)])
             except (ValueError, OSError, RuntimeError) as error:
                 _refuse_trouble(error)
                 raise StoreError(
                     f"Expected readable chunks in {self.location}, at (t, z, y, x) = {box}, but "
                     f"one is damaged: {str(error).rstrip('.')}. {self._mend(box)}"
                 ) from error
-        order = [self.axes.index(axis) for axis in ORDER if axis in self.axes]
-        values = values.transpose(order)
+        values = values.transpose([self.axes.index(axis) for axis in ORDER if axis in self.axes])
         present = iter(values.shape)
-        values = values.reshape([next(present) if axis in self.axes else 1 for axis in ORDER])
-        if self.channels is None:
-            return values
-        picked = [c - min(self.channels) for c in self.channels]
-        return values if picked == list(range(values.shape[1])) else values[:, picked]
+        return values.reshape([next(present) if axis in self.axes else 1 for axis in ORDER])
 
     def _mend(self, box: Box) -> str:
         """What to do where a chunk of `box` is damaged."""

@@ -14,14 +14,13 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from unet.errors import SourceError
-from unet.geometry import Box, Sizes
+from unet.geometry import Box, Sizes, runs
 from unet.sources.base import ORDER, InPlace, SourceSpec
 
 logger = logging.getLogger(__name__)
@@ -98,7 +97,7 @@ class Image:
         if "c" not in found.axes:
             self._samples = 1
         self._chunk = dict(zip(self._axes, pixels.chunks, strict=True))
-        self._runs = _runs([k // self._samples for k in self._wanted], self._chunk.get("c", 1))
+        self._runs = runs([k // self._samples for k in self._wanted], self._chunk.get("c", 1))
         self._order = self._positions()
 
         self.axes = "".join(a for a in ORDER if a in self._axes)
@@ -281,13 +280,3 @@ def _channel(path: str, wanted: int | str, names: tuple[str, ...]) -> int:
         f"{path} has {problem} {wanted!r}; its channels are {listed}. Set channels in the "
         "configuration to indices counted from 0, or to these names."
     )
-
-
-def _runs(channels: list[int], chunk: int) -> list[tuple[int, int]]:
-    """First and last + 1 of the reads that fetch the channels, none decoding a chunk twice."""
-    needed = sorted(set(channels))
-    breaks = [
-        i for i, (a, b) in enumerate(pairwise(needed), 1) if b > a + 1 and b // chunk > a // chunk
-    ]
-    groups = [needed[a:b] for a, b in pairwise([0, *breaks, len(needed)])]
-    return [(group[0], group[-1] + 1) for group in groups]
