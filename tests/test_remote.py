@@ -31,7 +31,7 @@ from zarr.storage import ObjectStore
 from unet import ome, server, store
 from unet.cluster import Machines, connect
 from unet.console import told
-from unet.errors import ServerError, SourceError, StoreError, UserError
+from unet.errors import RunError, ServerError, SourceError, StoreError, UserError
 from unet.geometry import Box
 from unet.ledger import Ledger, recorded
 from unet.location import Location, RemotePath, files, link_tree, locate
@@ -176,7 +176,8 @@ def stores(place: Workspace) -> dict[str, bytes]:
 def assert_only_records(work: Path) -> None:
     """The stores lie elsewhere: here are the ledgers, the lock and the reference window."""
     for name in files_in(work):
-        assert "/ledger/" in name or Path(name).name in ("lock", "reference.json"), name
+        known = Path(name).name in ("lock", "owner", "reference.json")
+        assert known or "/ledger/" in name, name
 
 
 def on_s3(bucket: RemotePath, root: Path) -> Workspace:
@@ -334,20 +335,32 @@ def test_a_run_on_s3_gives_the_same_bytes_as_one_on_the_disk(
     assert objects_in(bucket) == before
 
 
-def test_two_runs_into_one_bucket_at_once_do_each_other_no_harm(
+def test_stores_behind_a_url_are_written_from_one_results_folder_only(
     bucket, on_disk, source, tiny_model, machines, tmp_path
 ):
-    """As on two machines, which share no lock: whatever one writes over is what it writes."""
-    places = [on_s3(bucket, tmp_path / name) for name in ("one", "two")]
-    with ThreadPoolExecutor(len(places)) as pool:
-        runs = [
-            pool.submit(run_stages, source, tiny_model, place, machines=machines, **CUT)
-            for place in places
-        ]
-        plans = [run.result() for run in runs]
-    assert plans[0] == plans[1]
-    for place in places:
-        assert stores(place) == stores(on_disk)
+    """As on two machines, which share no lock, and may have processors of two kinds."""
+    first, second = (on_s3(bucket, tmp_path / name) for name in ("one", "two"))
+    run_stages(source, tiny_model, first, machines=machines, **CUT)
+    before = objects_in(bucket)
+    with pytest.raises(RunError, match="from this results folder only, but another one was the"):
+        ingest.run(source, second, machines)
+    assert objects_in(bucket) == before
+    run_stages(source, tiny_model, first, machines=machines, **CUT)
+    (first.home / "owner").unlink(missing_ok=True)
+    run_stages(source, tiny_model, second, machines=machines, **CUT)
+    assert stores(second) == stores(on_disk)
+
+
+def test_of_two_results_folders_at_once_one_is_the_first(bucket, tmp_path):
+    def claim(number: int) -> bool:
+        try:
+            with on_s3(bucket, tmp_path / str(number)).claimed():
+                return True
+        except RunError:
+            return False
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(claim, range(8))) == 1
 
 
 def test_a_result_is_drawn_and_measured_wherever_it_lies(bucket, on_disk):

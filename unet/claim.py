@@ -1,4 +1,4 @@
-"""One run at a time: what a process works on, no other may.
+"""One run at a time: what a process works on, no other may; and behind a URL, one results folder.
 
 Why a lock of the operating system: it vanishes with the process, however that ends, so nothing
 stale is ever left; and it holds where Snakemake's own does not: for a job that outlives its
@@ -14,8 +14,11 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from uuid import uuid4
 
 from unet.errors import RunError
+from unet.location import RemotePath
+from unet.manifest import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -54,3 +57,27 @@ def claimed(file: Path, blocks: range | None = None) -> Iterator[None]:
                 *(file.parent, error),
             )
         yield
+
+
+def owned(home: RemotePath, own: Path) -> None:
+    """Have the stores of an image behind a URL written from one results folder only.
+
+    Why not a lock: none there ends with its process. But what was done is recorded in the results
+    folder, so a second folder, on this machine or on another, would do it all again, perhaps on
+    another kind of processor, over what the first has recorded, and perhaps published.
+
+    home  of the stores, where an object keeps the name of that folder
+    own   file of the results folder with its name, made where there is none
+
+    Raises RunError where another folder was the first.
+    """
+    if not own.exists():
+        write_whole(own, uuid4().hex.encode())
+    name, owner = own.read_bytes(), home / "owner"
+    owner.write_new(name)
+    if owner.read_bytes() != name:
+        raise RunError(
+            f"Expected {home} to be written from this results folder only, but another one was "
+            f"the first, here or on another machine. Go on from that one, or choose another "
+            f"`stores` or another name for this image. If it is gone for good, delete {owner}."
+        )

@@ -20,6 +20,7 @@ from typing import Any, Literal
 from urllib.parse import quote, unquote
 
 import obstore
+from obstore.exceptions import AlreadyExistsError
 from obstore.store import HTTPStore, S3Store
 
 from unet.errors import ConfigError, StoreError
@@ -141,6 +142,11 @@ class RemotePath:
         """Write the object, whole or not at all."""
         with told(self):
             obstore.put(self._client, self.key, content)
+
+    def write_new(self, content: bytes) -> None:
+        """Write the object where there is none; a server that knows no conditions writes it."""
+        with told(self), suppress(AlreadyExistsError):
+            obstore.put(self._client, self.key, content, mode="create")
 
     def unlink(self, *, missing_ok: Literal[True]) -> None:  # noqa: ARG002
         """Delete the object; a server does not say whether it was there."""

@@ -17,13 +17,13 @@ other, and going back to an earlier setting finds what was done for it.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Set
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Set
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from unet import ome, store
-from unet.claim import claimed
+from unet.claim import claimed, owned
 from unet.cluster import Client, Job, Machines, run
 from unet.geometry import Sizes, grid
 from unet.ledger import Ledger, Written, recorded
@@ -81,10 +81,15 @@ class Workspace:
         """The folder of the ledger of what is in `work`, which stays beside the manifests."""
         return self.root / "work" / work.name / "ledger"
 
-    def claimed(self, blocks: range | None = None) -> AbstractContextManager[None]:
+    @contextmanager
+    def claimed(self, blocks: range | None = None) -> Iterator[None]:
         """Keep other runs from this image, or from these blocks of it, while one works on it."""
-        where = self.root if isinstance(self.home, RemotePath) else self.home
-        return claimed(where / "work" / "lock", blocks)
+        home = self.home
+        where = self.root if isinstance(home, RemotePath) else home
+        with claimed(where / "work" / "lock", blocks):
+            if isinstance(home, RemotePath):
+                owned(home, self.root / "work" / "owner")
+            yield
 
 
 @dataclass(frozen=True)
