@@ -159,16 +159,21 @@ def machine_cores():
     return getattr(workflow.resource_settings, "cores", None) or 8
 
 
-def result_is_gone(wildcards):
-    """Whether a result was deleted, but not what says that it was made: then it is made again.
+def is_incomplete(wildcards):
+    """Whether a result, or what it was made from, is gone, but not what says that it was made.
 
-    A server is not asked: a dry run needs no network.
+    Then it is made again. Snakemake itself makes nothing that only a finished job needed: after a
+    stage that failed for new settings, the old result would be all there is to do. A server is not
+    asked: a dry run needs no network.
     """
-    stitched = Path("results", wildcards.image, "stitch.json")
-    if not stitched.exists():
+    folder = Path("results", wildcards.image)
+    if not (stitched := folder / "stitch.json").exists():
         return False
     result = locate(json.loads(stitched.read_text(encoding="utf-8"))["result"])
-    return isinstance(result, Path) and not result.exists()
+    stages = [folder / "ingest.json", folder / "split.json"]
+    slabs = map(Path, gather.slab(f"{folder}/predict/{{scatteritem}}.json"))
+    needed = [*stages, *slabs, *([result] if isinstance(result, Path) else [])]
+    return not all(path.exists() for path in needed)
 
 
 def download_of(wildcards):

@@ -1,5 +1,6 @@
 rule stitch:
     input:
+        ingested="results/{image}/ingest.json",
         split="results/{image}/split.json",
         slabs=gather.slab("results/{{image}}/predict/{scatteritem}.json"),
     output:
@@ -17,7 +18,7 @@ rule stitch:
         scheduler=CONFIG.scheduler,
         stores=CONFIG.stores,
         block_seconds=CONFIG.block_seconds,
-        gone=result_is_gone,
+        gone=is_incomplete,
         version=VERSION,
     script:
         "../../scripts/stitch.py"
