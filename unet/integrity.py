@@ -99,7 +99,7 @@ def _wrong_with(pixels: store.Pixels, box: Box) -> str | None:
         try:
             pixels.read(box)
         except StoreError as error:
-            wrong = str(error)
+            wrong = str(error).partition(". ")[0]  # what to do is known: it is made again
         else:
             return None
     return wrong
@@ -149,7 +149,7 @@ def read_all(
                 if wrong is not None:
                     file = pixels.shard_file(index, array.block)
                     damaged.append(Damaged(array.name, index, file))
-                    log.warning("%s: %s: %s", place.name, damaged[-1], wrong)
+                    log.warning("%s: %s is made again: %s", place.name, damaged[-1], wrong)
 
             blocks = iter(range(count))
             cluster.run(client, job, blocks, hear, machines.in_flight, machines.block_seconds)

@@ -70,6 +70,14 @@ class ModelSpec:
             f"{self.name}, got {len(names)} ({', '.join(names)}) in {path}. {advice}."
         )
 
+    def refuse_plane(self, zyx: tuple[int, ...], path: str) -> None:
+        """Raise ModelError if a 3D network is for an image of one plane."""
+        if self.architecture.dims == 3 and zyx[0] == 1:
+            raise ModelError(
+                f"Expected a stack for the 3D model {self.name}, got a single plane of shape "
+                f"{zyx[1:]} in {path}. Choose a 2D model, or name the axes with `axes`."
+            )
+
 
 def find_model(name_or_path: str | Path) -> ModelSpec:
     """Read the description of a shipped model (a name) or of any folder (a path).

@@ -131,7 +131,7 @@ def run(
 ) -> None:
     """Ingest one image and write its manifest.
 
-    model  that the image is for, if it is known: the number of channels is then compared first
+    model  that the image is for, if it is known: channels and dimensions are then compared first
 
     Raises SourceError and ModelError, before anything is written, for what cannot be used.
     """
@@ -140,7 +140,9 @@ def run(
     source = open_source(spec)
     try:
         if model is not None:
-            find_model(model).refuse_channels(source.channel_names, spec.path)
+            wanted = find_model(model)
+            wanted.refuse_channels(source.channel_names, spec.path)
+            wanted.refuse_plane(source.shape[2:], spec.path)
         image, block = _located(source, spec, place)
         held = math.prod(block) * len(image.channel_names) * np.dtype(image.dtype).itemsize
         count = store.block_count(image.shape, block)

@@ -14,7 +14,7 @@ import numpy as np
 
 from unet import store
 from unet.contents import Footprint, footprint, to_write
-from unet.errors import ModelError, SourceError
+from unet.errors import SourceError
 from unet.manifest import read_manifest, write_manifest
 from unet.model_folder import ModelSpec, find_model
 from unet.plan import ImageRef, Plan, Request, make_plan
@@ -100,11 +100,7 @@ def refuse_changed(image: ImageRef) -> None:
 
 def _check_fit(image: ImageRef, spec: ModelSpec) -> None:
     spec.refuse_channels(image.channel_names, image.store)
-    if spec.architecture.dims == 3 and image.shape[1] == 1:
-        raise ModelError(
-            f"Expected a stack for the 3D model {spec.name}, got a single plane of shape "
-            f"{image.shape[2:]}. Choose a 2D model, or name the axes with `axes`."
-        )
+    spec.refuse_plane(image.shape[1:], image.store)
     found = image.pixel_size.get("x")
     if spec.pixel_size and not found:
         log.warning(
