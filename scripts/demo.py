@@ -41,7 +41,8 @@ if __name__ == "__main__":
             name, stitched = manifest.parent.name, read_manifest(manifest, Stitched)
             mask = stitched.mask
             log.info("%s: the mask is %s", name, mask)
-            log.info("%s: scripts/picture.py %s %s.png draws it", name, stitched.result, name)
+            drawn = f".venv/bin/python scripts/picture.py {stitched.result} {name}.png"
+            log.info("%s: to see a part of it: %s", name, drawn)
             times = ", ".join(f"{stage} {s:.0f} s" for stage, s in seconds(name).items())
             log.info("%s: %s", name, times)
             if name == "stack":

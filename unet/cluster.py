@@ -87,7 +87,15 @@ class Machines:
 
         mem_mb  megabytes that a scheduler gave this job; None: all of the machine
         """
-        return cls(address, (), cores, 2, cores, block_seconds, _bytes_of_job(mem_mb))
+        return cls(
+            address=address,
+            devices=(),
+            cores=cores,
+            threads=2,
+            processes=cores,
+            block_seconds=block_seconds,
+            memory=_bytes_of_job(mem_mb),
+        )
 
     @classmethod
     def for_network(
@@ -99,9 +107,15 @@ class Machines:
         mem_mb: int | None = None,
     ) -> Machines:
         """For the network: a process a GPU, or one for every 8 cores that convolve together."""
-        processes = max(1, cores // CORES_A_NETWORK)
-        memory = _bytes_of_job(mem_mb)
-        return cls(address, devices, cores, BLOCKS_A_WORKER, processes, block_seconds, memory)
+        return cls(
+            address=address,
+            devices=devices,
+            cores=cores,
+            threads=BLOCKS_A_WORKER,
+            processes=max(1, cores // CORES_A_NETWORK),
+            block_seconds=block_seconds,
+            memory=_bytes_of_job(mem_mb),
+        )
 
     def at_least(self, workers: int) -> Machines:
         """With up to so many CPU workers, if that is more: they wait less for one another.
@@ -135,8 +149,8 @@ class Machines:
 
         block_bytes  of the largest block
         """
-        alone = replace(self, threads=1)
-        machines = self if self.memory >= self.mover_bytes(block_bytes) else alone
+        fits = self.address or self.memory >= self.mover_bytes(block_bytes)
+        machines = self if fits else replace(self, threads=1)
         return machines.fitting(blocks, machines.mover_bytes(block_bytes))
 
     def mover_bytes(self, block_bytes: int) -> int:

@@ -43,8 +43,8 @@ class LevelJob:
     def open(self) -> Callable[[int], Written]:
         """Open both levels on a worker."""
         above = store.open_pixels(locate(self.group), str(self.level - 1), self.axes, mode="r")
-        read = math.prod(self.block) * math.prod(self.factors) * above.array.dtype.itemsize
-        parts = above.by_channels(max(1, READ_BYTES // read))
+        size = above.array.dtype.itemsize
+        parts = above.by_channels(channels_at_once(self.block, math.prod(self.factors), size))
         target = store.open_pixels(locate(self.group), str(self.level), self.axes)
         shape = target.grid_shape
 
@@ -58,6 +58,11 @@ class LevelJob:
             return Written(target.settle(index, self.block))
 
         return shrink
+
+
+def channels_at_once(block: Sizes, larger: int, itemsize: int) -> int:
+    """How many channels of the level above, `larger` times as many pixels, are read for a block."""
+    return max(1, READ_BYTES // (math.prod(block) * larger * itemsize))
 
 
 def downsample(values: Values, factors: Sizes, kind: str) -> Values:

@@ -31,7 +31,7 @@ from unet.ledger import Written
 from unet.location import Location, RemotePath, link_tree, locate
 from unet.manifest import fingerprint, write_manifest
 from unet.plan import RESULTS, ImageRef, Plan
-from unet.pyramid import READ_BYTES, LevelJob
+from unet.pyramid import LevelJob, channels_at_once
 from unet.stages.split import read_plan, refuse_changed
 from unet.workspace import Target, Workspace, finish, probabilities, probabilities_group
 
@@ -166,9 +166,9 @@ def most_at_once(plan: Plan, choice: Choice) -> int:
         held += map(_block_bytes, arrays[:1])
         for above, level in pairwise(arrays):
             larger = math.prod(-(-a // b) for a, b in zip(above.shape, level.shape, strict=True))
-            block = _block_bytes(level)
-            read = max(larger * block // level.shape[1], min(larger * block, READ_BYTES))
-            held.append(block + read)
+            size, channels = np.dtype(level.dtype).itemsize, level.shape[1]
+            read = min(channels, channels_at_once(without_channels(level.shard), larger, size))
+            held.append(_block_bytes(level) * (channels + larger * read) // channels)
     return max(held)
 
 

