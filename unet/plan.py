@@ -218,14 +218,7 @@ def choose_core(
     reach = tuple(round_up(min(b, n), s) for b, n, s in zip(block, shape, stride, strict=True))
     loose = len(GRID) - architecture.dims
     if request.core is not None:
-        core = _on_grid(request.core, "window core", stride, stride)
-        if core[:loose] != (1,) * loose:
-            raise PlanError(
-                f"Expected the window core {request.core} to be 1 on each axis but the last "
-                f"{architecture.dims}, since the network of {architecture.dims} dimensions sees no "
-                f"other; the others are done one by one. Leave them out."
-            )
-        return tuple(min(c, r) for c, r in zip(core, reach, strict=True))
+        return _asked_core(request.core, reach, stride, architecture.dims)
     core = _no_larger_than_pays(architecture, (1,) * loose + reach[loose:], stride)
     while fixed + activation_bytes(architecture, core, request.precision) > request.memory:
         smaller = shrink(core, stride)
@@ -238,6 +231,18 @@ def choose_core(
             )
         core = smaller
     return core
+
+
+def _asked_core(asked: Sizes, reach: Sizes, stride: Sizes, dims: int) -> Sizes:
+    """The core that was asked for, no larger than a block. Raises PlanError where none can be so."""
+    core = _on_grid(asked, "window core", stride, stride)
+    if any(side > 1 for side in core[: len(GRID) - dims]):
+        raise PlanError(
+            f"Expected the window core {asked} to be 1 on each axis but the last {dims}, since the "
+            f"network of {dims} dimensions sees no other; the others are done one by one. Leave "
+            f"them out."
+        )
+    return tuple(min(c, r) for c, r in zip(core, reach, strict=True))
 
 
 def _no_larger_than_pays(architecture: Architecture, core: Sizes, stride: Sizes) -> Sizes:
