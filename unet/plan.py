@@ -234,7 +234,7 @@ def choose_core(
 
 
 def _asked_core(asked: Sizes, reach: Sizes, stride: Sizes, dims: int) -> Sizes:
-    """The core that was asked for, no larger than a block. Raises PlanError where none can be so."""
+    """The core that was asked for, no larger than a block. Raises PlanError where it cannot be."""
     core = _on_grid(asked, "window core", stride, stride)
     if any(side > 1 for side in core[: len(GRID) - dims]):
         raise PlanError(
