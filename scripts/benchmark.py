@@ -33,9 +33,9 @@ from typing import Any
 
 import trial
 
-from unet import cluster, progress
+from unet.execution import pool, progress
 from unet.stages.split import read_plan
-from unet.workspace import Workspace, finish, probabilities, probabilities_group
+from unet.storage.workspace import Workspace, finish, probabilities, probabilities_group
 
 BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16", "avx_ne_convert", "bf16"}
 
@@ -106,7 +106,7 @@ def alone(place: Workspace, cores: int) -> tuple[float, float]:
     from ways import network_alone
 
     before = dict(os.environ)
-    os.environ.update({name: str(value) for name, value in cluster.KEEP_FREED_MEMORY.items()})
+    os.environ.update({name: str(value) for name, value in pool.KEEP_FREED_MEMORY.items()})
     try:
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
             return process.submit(network_alone, read_plan(place), cores).result()
@@ -205,12 +205,12 @@ def predict_crop(job_of: Callable[..., Any], place: Workspace, cores: int) -> No
     from unet.stages.predict import processes
 
     plan = read_plan(place)
-    machines = cluster.Machines.for_network(None, (), cores)
+    machines = pool.Machines.for_network(None, (), cores)
     machines = machines.at_least(processes(plan))
     group = str(probabilities_group(plan, place))
     job = job_of("predict crop", plan, group, "cpu", max(1, cores // machines.workers))
     target, blocks = probabilities(plan, place), range(plan.blocks)
-    with cluster.connect(machines) as client:
+    with pool.connect(machines) as client:
         finish(client, job, target, blocks, "crop", machines)
 
 

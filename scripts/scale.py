@@ -24,21 +24,21 @@ from pathlib import Path
 import psutil
 from trial import write_model
 
-from unet import store
-from unet.cluster import Machines, connect, run
-from unet.contents import footprint
-from unet.geometry import Sizes
-from unet.ledger import Ledger, Written
-from unet.model_folder import find_model
-from unet.plan import ImageRef, Plan, Request, make_plan
-from unet.workspace import Target, finish
+from unet.execution.pool import Machines, connect, run
+from unet.model.folder import find_model
+from unet.planning.geometry import Sizes
+from unet.planning.plan import ImageRef, Plan, SplitOptions, make_plan
+from unet.planning.result_layout import footprint
+from unet.storage import store
+from unet.storage.ledger import Ledger, Written
+from unet.storage.workspace import Target, finish
 
 PLAN_SECONDS, PLAN_MEGABYTES = 10.0, 500.0
 BLOCK_MILLISECONDS = 5.0
 RESTART_SECONDS = 10.0
 MOST_FILES = 10_000
 BLOCK = 16
-ENOUGH = Request(memory=8 * 10**9)
+ENOUGH = SplitOptions(memory=8 * 10**9)
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Counted(store.Pixels):
         return lambda _index: 1
 
 
-def planned(side: int, model: Path, request: Request) -> Plan:
+def planned(side: int, model: Path, request: SplitOptions) -> Plan:
     """The real plan of a square grey image."""
     spec = find_model(str(model))
     image = ImageRef(

@@ -2,16 +2,16 @@
 
 from pathlib import Path
 
-from unet.console import told
-from unet.plan import Request
+from unet.console import report_to
+from unet.planning.plan import SplitOptions
 from unet.stages import split
-from unet.workspace import Workspace
+from unet.storage.workspace import Workspace
 
 if __name__ == "__main__":
-    with told(snakemake.log[0]):
+    with report_to(snakemake.log[0]):
         split.run(
             Workspace(Path(snakemake.output[0]).parent, snakemake.params.stores),
             snakemake.params.model,
-            Request(**snakemake.params.request),
+            SplitOptions(**snakemake.params.request),
             snakemake.params.slabs,
         )

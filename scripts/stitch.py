@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
-from unet.cluster import Machines
 from unet.config import scheduler_address
-from unet.console import told
+from unet.console import report_to
+from unet.execution.pool import Machines
 from unet.stages import stitch
-from unet.workspace import Workspace
+from unet.storage.workspace import Workspace
 
 if __name__ == "__main__":
-    with told(snakemake.log[0]):
+    with report_to(snakemake.log[0]):
         stitch.run(
             Workspace(Path(snakemake.output[0]).parent, snakemake.params.stores),
             stitch.Choice(snakemake.params.threshold, snakemake.params.image),

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from unet.console import told
+from unet.console import report_to
 from unet.stages import train
 from unet.training.config import read_training
 
 if __name__ == "__main__":
-    with told(snakemake.log[0]):
+    with report_to(snakemake.log[0]):
         training = read_training(snakemake.params.training)
         train.run(
             training,

@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from unet.cluster import Machines
-from unet.plan import Plan, Request
+from unet.execution.pool import Machines
+from unet.planning.plan import Plan, SplitOptions
 from unet.sources.base import SourceSpec
 from unet.stages import ingest, split, stitch
 from unet.stages.split import read_plan
-from unet.workspace import Workspace
+from unet.storage.workspace import Workspace
 
 TILE = 512
 CLASSES = ["background", "foreground"]
@@ -48,8 +48,8 @@ def write_model(folder: Path, width: int) -> None:
     """A model of the 2015 shape with random weights, `width` channels on its first level."""
     import torch
 
-    from unet.model import UNet
-    from unet.weights import save_model
+    from unet.network.unet import UNet
+    from unet.network.weights import save_model
 
     torch.manual_seed(0)
     normalisation = {"method": "range", "low": 0, "high": 255}
@@ -64,7 +64,7 @@ def run_ingest(place: Workspace, image: Path, cores: int) -> None:
 
 def run_split(place: Workspace, model: Path, memory: float, precision: str = "float32") -> Plan:
     """As scripts/split.py, for one slab; `memory` in GB."""
-    split.run(place, str(model), Request(int(memory * 1e9), precision), 1)
+    split.run(place, str(model), SplitOptions(int(memory * 1e9), precision), 1)
     return read_plan(place)
 
 

@@ -2,15 +2,15 @@
 
 from pathlib import Path
 
-from unet.cluster import Machines
 from unet.config import scheduler_address
-from unet.console import told
+from unet.console import report_to
+from unet.execution.pool import Machines
 from unet.sources.base import SourceSpec
 from unet.stages import predict, stitch, verify
-from unet.workspace import Workspace
+from unet.storage.workspace import Workspace
 
 if __name__ == "__main__":
-    with told(snakemake.log[0]):
+    with report_to(snakemake.log[0]):
         params, resources = snakemake.params, snakemake.resources
         address = scheduler_address(params.scheduler)
         limits = (snakemake.threads, params.block_seconds, resources.get("mem_mb"))

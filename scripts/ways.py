@@ -11,14 +11,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from unet import store
-from unet.geometry import read_mirrored
-from unet.inference import DTYPES, Inference, WindowRunner
-from unet.model import CHANNELS_LAST, UNet, crop_image
-from unet.model_folder import find_model
-from unet.plan import Plan
+from unet.model.folder import find_model
+from unet.network.inference import DTYPES, Inference, WindowRunner
+from unet.network.unet import CHANNELS_LAST, UNet, crop_image
+from unet.network.weights import load_network
+from unet.planning.geometry import read_mirrored
+from unet.planning.plan import Plan
 from unet.stages.predict import PredictJob
-from unet.weights import load_network
+from unet.storage import store
 
 WINDOW, STEP, CONTEXT = 572, 388, 92  # what the paper's code does, and so every copy of it
 ROI, OVERLAP, ROIS_AT_ONCE = 512, 0.25, 4

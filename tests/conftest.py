@@ -18,10 +18,10 @@ import yaml
 from hypothesis import settings
 from numpy.typing import NDArray
 
-from unet.cluster import Machines, connect
-from unet.model import UNet
-from unet.model_folder import ModelSpec
-from unet.weights import save_model
+from unet.execution.pool import Machines, connect
+from unet.model.folder import ModelSpec
+from unet.network.unet import UNet
+from unet.network.weights import save_model
 
 # Properties are checked on the same cases everywhere, and never against a clock.
 settings.register_profile("project", max_examples=50, deadline=None, derandomize=True)

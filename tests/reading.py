@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import zarr
 
-from unet.geometry import Box
+from unet.planning.axes import ORDER
+from unet.planning.geometry import Box
 from unet.sources import open_source
-from unet.sources.base import ORDER, Source, SourceSpec
+from unet.sources.base import Source, SourceSpec
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 RNG = np.random.default_rng(0)

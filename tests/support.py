@@ -15,16 +15,17 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
-from unet import store
-from unet.cluster import Machines
-from unet.layout import image_block, image_layout
-from unet.model_folder import ModelSpec
-from unet.plan import ImageRef, Plan, Request, make_plan
-from unet.sources.base import ORDER, SourceSpec
+from unet.execution.pool import Machines
+from unet.model.folder import ModelSpec
+from unet.model.normalisation import summarise
+from unet.planning.axes import ORDER
+from unet.planning.layout import image_block, image_layout
+from unet.planning.plan import ImageRef, Plan, SplitOptions, make_plan
+from unet.sources.base import SourceSpec
 from unet.stages import ingest, predict, split, stitch
 from unet.stages.predict import PredictJob
-from unet.statistics import summarise
-from unet.workspace import Workspace, probabilities, probabilities_group
+from unet.storage import store
+from unet.storage.workspace import Workspace, probabilities, probabilities_group
 
 GENEROUS = 8 * 10**9
 EVERYTHING = stitch.Choice()
@@ -65,7 +66,7 @@ def planned(
         image=ref,
         model=model,
         affine=(tuple(offset), tuple(scale)),
-        request=replace(Request(memory=GENEROUS), **request),
+        request=replace(SplitOptions(memory=GENEROUS), **request),
         slabs=1,
     )
 
@@ -95,7 +96,9 @@ def run_stages(
 ) -> Plan:
     """All four stages on real Dask workers, as the scripts call them."""
     ingest.run(source, place, machines)
-    plan = split.run(place, str(model.folder), replace(Request(memory=GENEROUS), **request), slabs)
+    plan = split.run(
+        place, str(model.folder), replace(SplitOptions(memory=GENEROUS), **request), slabs
+    )
     for slab in range(slabs):
         predict.run(place, slab, slabs, machines, "cpu")
     stitch.run(place, choice, machines)

@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from unet.architecture import Architecture
 from unet.errors import ModelError
-from unet.model import UNet
+from unet.model.architecture import Architecture
+from unet.network.unet import UNet
 
 
 def test_the_network_of_2015():

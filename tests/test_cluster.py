@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import ONE_CORE
 
-from unet import cluster
-from unet.cluster import Machines
 from unet.errors import DeviceError, RunError, SourceError
-from unet.plan import BLOCKS_A_WORKER
+from unet.execution import pool
+from unet.execution.pool import Machines
+from unet.execution.worker import JobPlugin, do_block
+from unet.planning.plan import BLOCKS_PER_WORKER
 from unet.stages.predict import choose_devices, crew
-from unet.station import Station, do_block
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,12 @@ class Counting:
 
 def run(client, job, blocks, in_flight=4):
     done = {}
-    cluster.run(client, job, iter(blocks), done.__setitem__, in_flight)
+    pool.run(client, job, iter(blocks), done.__setitem__, in_flight)
     return done
 
 
 def test_a_worker_opens_a_job_once(tmp_path):
-    with cluster.connect(ONE_CORE) as client:
+    with pool.connect(ONE_CORE) as client:
         done = run(client, Counting("count", tmp_path), range(50))
     assert sorted(done) == list(range(50))
     assert len(list(tmp_path.glob("opened-*"))) == len(set(done.values())) == 1
@@ -52,9 +52,9 @@ def test_a_worker_opens_a_job_once(tmp_path):
 
 def test_what_was_opened_is_let_go_of_when_no_block_comes(tmp_path):
     """A client that was killed takes nothing away from the workers of a cluster that stays."""
-    station = Station(Counting("count", tmp_path), limit=None)
+    station = JobPlugin(Counting("count", tmp_path), limit=None)
     station.idle_seconds = 0.2
-    with cluster.connect(ONE_CORE) as client:
+    with pool.connect(ONE_CORE) as client:
         client.register_plugin(station, name=station.name)
         for _ in range(3):
             client.submit(do_block, station.name, 1, pure=False).result()
@@ -118,7 +118,7 @@ def timers() -> int:
 
 
 def test_nothing_of_a_run_stays_on_a_worker_that_stays(tmp_path):
-    with cluster.connect(ONE_CORE) as client:
+    with pool.connect(ONE_CORE) as client:
         run(client, Counting("count", tmp_path), range(20))
         deadline = time.monotonic() + 20
         while any(client.run(timers).values()):
@@ -135,8 +135,8 @@ def test_no_more_blocks_are_handed_out_than_said(tmp_path):
             yield block
 
     ahead = []
-    with cluster.connect(ONE_CORE) as client:
-        cluster.run(
+    with pool.connect(ONE_CORE) as client:
+        pool.run(
             client,
             Counting("bounded", tmp_path),
             blocks(),
@@ -152,7 +152,7 @@ def test_two_jobs_share_a_scheduler_that_is_there(tmp_path):
         n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0"
     ) as running:
         machines = Machines.for_network(running.scheduler_address, (), 1)
-        with cluster.connect(machines) as one, cluster.connect(machines) as two:
+        with pool.connect(machines) as one, pool.connect(machines) as two:
             for client, name in ((one, "one"), (two, "two"), (one, "again")):
                 (tmp_path / name).mkdir()
                 done = run(client, Counting(name, tmp_path / name), range(20))
@@ -185,32 +185,32 @@ def test_a_worker_of_many_threads_holds_no_more_blocks_than_memory_was_planned_f
         n_workers=1, threads_per_worker=8, dashboard_address="127.0.0.1:0"
     ) as running:
         machines = Machines.for_network(running.scheduler_address, (), 1)
-        with cluster.connect(machines) as client:
+        with pool.connect(machines) as client:
             done = run(client, Held("held", tmp_path), range(60), machines.in_flight)
     assert len(done) == 60
-    assert max(done.values()) == BLOCKS_A_WORKER
+    assert max(done.values()) == BLOCKS_PER_WORKER
 
 
 def test_a_cluster_that_starts_workers_for_tasks_alone_is_waited_for(tmp_path):
     with LocalCluster(n_workers=0, dashboard_address="127.0.0.1:0") as running:
         running.adapt(minimum=0, maximum=1, wait_count=1000)  # and does not end them soon
-        with cluster.connect(Machines.for_data(running.scheduler_address, 1)) as client:
+        with pool.connect(Machines.for_data(running.scheduler_address, 1)) as client:
             assert len(run(client, Counting("adapted", tmp_path), range(5))) == 5
 
 
 def test_a_cluster_without_workers_is_an_error(monkeypatch):
-    monkeypatch.setattr("unet.dispatch.PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr("unet.execution.dispatch.PATIENCE_SECONDS", 0.1)
     with (
         LocalCluster(n_workers=0, dashboard_address="127.0.0.1:0") as running,
         pytest.raises(RunError, match=r"to have a worker, but none came in 0 s"),
-        cluster.connect(Machines.for_data(running.scheduler_address, 1)),
+        pool.connect(Machines.for_data(running.scheduler_address, 1)),
     ):
         pass
 
 
 def test_each_gpu_has_a_worker_of_its_own():
     """Two devices by name, on a machine that need not have them: only placement is seen."""
-    with cluster.connect(Machines.for_network(None, ("3", "GPU-7"), 2)) as client:
+    with pool.connect(Machines.for_network(None, ("3", "GPU-7"), 2)) as client:
         seen = client.run(os.getenv, "CUDA_VISIBLE_DEVICES")
         threads = client.nthreads()
     assert sorted(seen.values()) == ["3", "GPU-7"]
@@ -249,8 +249,8 @@ def test_an_error_of_every_block_ends_the_run_soon(tmp_path):
             return do
 
     with (
-        cluster.connect(ONE_CORE) as client,
+        pool.connect(ONE_CORE) as client,
         pytest.raises(SourceError, match="something else"),
     ):
-        cluster.run(client, Refusing(), iter(range(1000)), lambda *_: None, 4)
+        pool.run(client, Refusing(), iter(range(1000)), lambda *_: None, 4)
     assert len(list(tmp_path.iterdir())) < 20

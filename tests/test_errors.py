@@ -27,18 +27,18 @@ import yaml
 import zarr
 from conftest import REPOSITORY, ModelMaker, Workflow, files_in, make_tiny_model, picture
 
-from unet.cluster import Machines
 from unet.config import read_config
-from unet.console import told
-from unet.ledger import recorded
-from unet.model_folder import ModelSpec, file_sha256
-from unet.plan import Request
+from unet.console import report_to
+from unet.execution.pool import Machines
+from unet.model.folder import ModelSpec, file_sha256
+from unet.planning.plan import SplitOptions
 from unet.sources.base import SourceSpec
 from unet.stages import ingest, predict, split, stitch
-from unet.workspace import Workspace, probabilities, probabilities_group
+from unet.storage.ledger import recorded
+from unet.storage.workspace import Workspace, probabilities, probabilities_group
 
 SCHEMA = REPOSITORY / "workflow" / "schemas" / "config.schema.yaml"
-REQUEST = Request(memory=10**9, shard=(64, 64), chunk=(32, 32))
+REQUEST = SplitOptions(memory=10**9, shard=(64, 64), chunk=(32, 32))
 NOBODY = 65534
 
 
@@ -55,7 +55,7 @@ def mask_of(place: Workspace) -> Any:
 
 def assert_refused(action: Callable[[], Any], kind: str, message: str, log: Path) -> None:
     """`action` ends a script with status 1 and a sentence of this kind that says `message`."""
-    with pytest.raises(SystemExit) as ended, told(str(log)):
+    with pytest.raises(SystemExit) as ended, report_to(str(log)):
         action()
     assert ended.value.code == 1
     said = log.read_text(encoding="utf-8")

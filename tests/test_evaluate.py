@@ -15,13 +15,13 @@ from support import run_stages
 
 import unet
 from unet.errors import ConfigError, SourceError
-from unet.geometry import Box
-from unet.metrics import Pixels
-from unet.picture import WANTED_ONLY
+from unet.evaluation.metrics import PixelCounts
+from unet.evaluation.picture import WANTED_ONLY
+from unet.planning.geometry import Box
 from unet.sources.base import SourceSpec
 from unet.sources.image import Image
 from unet.stages.evaluate import Evaluation, run
-from unet.workspace import Workspace
+from unet.storage.workspace import Workspace
 
 
 def table(file: Path) -> dict[tuple[str, str], float]:
@@ -61,7 +61,7 @@ def test_a_model_is_trained_and_a_mask_is_measured_by_rules(run_workflow, config
     done = run_workflow(config, folder, "evaluate", "train")
     assert done.returncode == 0, done.stdout + done.stderr
     mask = zarr.open_array(folder / "results/one/one.ome.zarr/labels/mask/0", mode="r")[...] > 0
-    wanted = Pixels.of(mask, tifffile.imread(folder / "labels.tif") > 0).figures()
+    wanted = PixelCounts.of(mask, tifffile.imread(folder / "labels.tif") > 0).scores()
     figures = table(folder / "results/evaluation.csv")
     for measure, value in wanted.items():
         assert figures["one", measure] == pytest.approx(value, abs=1e-6)
@@ -160,7 +160,7 @@ def test_pixels_are_counted_box_by_box_and_a_part_is_drawn(finished, tmp_path, m
     untouched = Image.read
     monkeypatch.setattr(Image, "read", watched)
     monkeypatch.setattr("unet.stages.evaluate.COUNTED", 256)
-    monkeypatch.setattr("unet.picture.LARGEST_SIDE", 16)
+    monkeypatch.setattr("unet.evaluation.picture.LARGEST_SIDE", 16)
     run([evaluation], tmp_path / "boxes.csv", tmp_path / "part.png")
     assert max(read) <= 256
     assert table(tmp_path / "boxes.csv") == table(tmp_path / "whole.csv")

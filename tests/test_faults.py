@@ -36,22 +36,24 @@ from conftest import REPOSITORY, ModelMaker, files_in, picture
 from support import GENEROUS, ONE_CORE
 from test_errors import small_disk
 
-from unet import cluster, dispatch, layout, room
-from unet.claim import claimed
-from unet.cluster import Machines
 from unet.errors import DeviceError, RunError, SourceError, WorkerError, to_user_error
-from unet.ledger import recorded
-from unet.model_folder import ModelSpec
-from unet.plan import Request
+from unet.execution import dispatch, pool
+from unet.execution.pool import Machines
+from unet.model.folder import ModelSpec
+from unet.planning import layout
+from unet.planning.plan import SplitOptions
 from unet.sources.base import SourceSpec
 from unet.stages import ingest, predict, split, stitch
-from unet.workspace import Workspace
+from unet.storage import disk_space
+from unet.storage.ledger import recorded
+from unet.storage.locks import claimed
+from unet.storage.workspace import Workspace
 
 pytestmark = pytest.mark.timeout(900)
 
 BLOCK = 16
 BLOCKS_A_KILL = 25  # so that some are always left to be killed in
-SMALL_BLOCKS = Request(
+SMALL_BLOCKS = SplitOptions(
     memory=GENEROUS, shard=(BLOCK, BLOCK), chunk=(BLOCK, BLOCK), core=(BLOCK, BLOCK)
 )
 TWO_CORES = Machines.for_data(None, 2)
@@ -307,8 +309,8 @@ def do_blocks(
     job: Faulty, count: int, machines: Machines = ONE_CORE, limit: float | None = None
 ) -> list[int]:
     done: list[int] = []
-    with cluster.connect(machines) as client:
-        cluster.run(client, job, iter(range(count)), lambda b, _: done.append(b), 6, limit)
+    with pool.connect(machines) as client:
+        pool.run(client, job, iter(range(count)), lambda b, _: done.append(b), 6, limit)
     return done
 
 
@@ -331,16 +333,16 @@ def test_a_block_that_always_hangs_is_named_and_the_others_finish(tmp_path: Path
     done: list[int] = []
     job = Faulty("job", tmp_path, "hangs")
     with (
-        cluster.connect(ONE_CORE) as client,
+        pool.connect(ONE_CORE) as client,
         pytest.raises(RunError, match=r"block 3: each worker that tried it died, or took too long"),
     ):
-        cluster.run(client, job, iter(range(20)), lambda b, _: done.append(b), 2, 1)
+        pool.run(client, job, iter(range(20)), lambda b, _: done.append(b), 2, 1)
     assert sorted(done) == [block for block in range(20) if block != 3]
 
 
 def test_a_stopped_worker_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """SIGSTOP: it answers nothing more, and no watchdog in it runs."""
-    monkeypatch.setitem(cluster.NOT_FOR_EVER, "distributed.scheduler.worker-ttl", 2)
+    monkeypatch.setitem(pool.NOT_FOR_EVER, "distributed.scheduler.worker-ttl", 2)
     stopped: list[int] = []
     done: list[int] = []
 
@@ -350,8 +352,8 @@ def test_a_stopped_worker_is_replaced(tmp_path: Path, monkeypatch: pytest.Monkey
             stopped.extend(client.run(os.getpid).values())
             os.kill(stopped[0], signal.SIGSTOP)
 
-    with cluster.connect(ONE_CORE) as client:
-        cluster.run(client, Faulty("job", tmp_path, "none"), iter(range(40)), hear, 4)
+    with pool.connect(ONE_CORE) as client:
+        pool.run(client, Faulty("job", tmp_path, "none"), iter(range(40)), hear, 4)
     assert sorted(done) == list(range(40))
     assert not psutil.pid_exists(stopped[0])
 
@@ -395,10 +397,10 @@ def test_workers_that_die_at_their_start_are_not_started_for_ever(
 
 def test_no_worker_is_waited_for_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatch, "OWN_PATIENCE_SECONDS", 1)
-    with cluster.connect(ONE_CORE) as client:
+    with pool.connect(ONE_CORE) as client:
         client.retire_workers(close_workers=True)
         with pytest.raises(RunError, match="at least one worker, but for 1 s there was none"):
-            cluster.run(client, Faulty("job", tmp_path, ""), iter([1]), lambda *_: None, 4)
+            pool.run(client, Faulty("job", tmp_path, ""), iter([1]), lambda *_: None, 4)
 
 
 def test_bad_input_in_some_blocks_is_named_and_the_others_finish(
@@ -407,10 +409,10 @@ def test_bad_input_in_some_blocks_is_named_and_the_others_finish(
     done: list[int] = []
     job = Faulty("job", tmp_path, "bad input")
     with (
-        cluster.connect(machines) as client,
+        pool.connect(machines) as client,
         pytest.raises(SourceError, match=r"another block than 3.* Also failed: blocks 5\."),
     ):
-        cluster.run(client, job, iter(range(20)), lambda b, _: done.append(b), 1)
+        pool.run(client, job, iter(range(20)), lambda b, _: done.append(b), 1)
     assert sorted(done) == [block for block in range(20) if block not in (3, 5)]
 
 
@@ -475,7 +477,7 @@ def claim_elsewhere(place: Workspace, blocks: str = "None") -> subprocess.Popen[
     code = f"""if True:
         import sys, time
         from pathlib import Path
-        from unet.workspace import Workspace
+        from unet.storage.workspace import Workspace
         with Workspace(Path({str(place.root)!r})).claimed({blocks}):
             print("claimed", flush=True)
             time.sleep(600)"""
@@ -514,7 +516,9 @@ def test_too_little_room_is_told_before_anything_is_written(
     shutil.copytree(case.place.root, place.root)
     shutil.rmtree(next((place.root / "work").glob("predict-*")))
     free = case.blocks * BLOCK * BLOCK - 1  # less than a quarter of the probabilities
-    monkeypatch.setattr(room.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, free))
+    monkeypatch.setattr(
+        disk_space.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, free)
+    )
     for stage in ("split", "predict"):
         with pytest.raises(RunError, match=r"Expected room .* GB before they are compressed, and"):
             run_stage(stage, case, place, machines)
@@ -544,12 +548,12 @@ def test_a_disk_that_becomes_read_only(case: Case, machines: Machines, tmp_path:
 def test_a_quota_ends_the_run_as_a_full_disk_does(machines: Machines, tmp_path: Path) -> None:
     job = Faulty("job", tmp_path, "quota")
     with (
-        cluster.connect(machines) as client,
+        pool.connect(machines) as client,
         pytest.raises(
             RunError, match=r"room on the disk, .*quota exceeded.* What was done is kept"
         ),
     ):
-        cluster.run(client, job, iter(range(20)), lambda *_: None, 4)
+        pool.run(client, job, iter(range(20)), lambda *_: None, 4)
 
 
 # --- What changed ---------------------------------------------------------------------------------

@@ -8,8 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unet import geometry
-from unet.geometry import Box, block_box, core_sizes, cores, grid, mirror, read_mirrored, slab_range
+from unet.planning import geometry
+from unet.planning.geometry import (
+    Box,
+    block_box,
+    core_sizes,
+    cores,
+    grid,
+    mirror,
+    read_mirrored,
+    slab_range,
+)
 
 SIZES = st.integers(1, 60)
 SHAPES = st.tuples(st.integers(1, 3), st.integers(1, 9), SIZES, SIZES)

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import unet
-from unet.decision import decide, with_background
 from unet.errors import ModelError, SourceError
-from unet.inference import foreground
+from unet.model.classify import decide, with_background
+from unet.network.inference import foreground
 
 
 @given(st.integers(2, 5), st.integers(1, 40), st.integers(1, 40), st.data())
@@ -84,7 +84,7 @@ def test_an_image_that_does_not_fit_is_refused(make_model, image, axes, error, m
 
 def test_bfloat16_agrees_with_float32_to_its_precision(make_model):
     """Eight bits of mantissa: probabilities agree to about a hundredth."""
-    from unet.inference import Inference
+    from unet.network.inference import Inference
 
     loaded = unet.load_model(make_model(depth=2, width=4).folder)
     window = picture(1, 1, 1, 60, 60)

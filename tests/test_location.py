@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY
 
-from unet import server
 from unet.config import read_config
 from unet.errors import ConfigError
-from unet.location import RemotePath, locate
+from unet.storage import server
+from unet.storage.location import RemotePath, locate
 
 KEY, SECRET = "key-of-the-test", "Secret/of+the+test"
 SCHEMA = REPOSITORY / "workflow" / "schemas" / "config.schema.yaml"

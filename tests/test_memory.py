@@ -12,13 +12,13 @@ import tifffile
 import zarr
 from support import EVERYTHING, GENEROUS
 
-from unet.cluster import Machines, connect
-from unet.plan import BLOCKS_A_WORKER, Request
+from unet.execution.pool import Machines, connect
+from unet.planning.plan import BLOCKS_PER_WORKER, SplitOptions
 from unet.sources.base import SourceSpec
 from unet.stages import ingest, predict, split, stitch
-from unet.workspace import Workspace
+from unet.storage.workspace import Workspace
 
-ALONE = Machines(address=None, devices=(), cores=1, threads=BLOCKS_A_WORKER)
+ALONE = Machines(address=None, devices=(), cores=1, threads=BLOCKS_PER_WORKER)
 CASES = {
     "grey": ("yx", (2100, 2100), "uint8", {"width": 8}, {}),
     "rgb in bfloat16": (
@@ -63,7 +63,7 @@ def test_a_worker_holds_no_more_than_is_planned(case, make_model, tmp_path):
     with one_worker() as (machines, held):
         ingest.run(source, place, machines)
         ingested = held()
-    request = replace(Request(memory=GENEROUS), **asked)
+    request = replace(SplitOptions(memory=GENEROUS), **asked)
     plan = split.run(place, str(make_model(**network).folder), request, 1)
     with one_worker() as (machines, held):
         predict.run(place, 0, 1, machines, "cpu")

@@ -9,8 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unet.metrics import Instances, Overlaps, Pixels, Tally, grown, instances, membranes
-from unet.picture import FOUND_ONLY, GAP, WANTED_ONLY, compared
+from unet.evaluation.metrics import (
+    Instances,
+    Overlaps,
+    PixelCounts,
+    Tally,
+    grown,
+    instances,
+    membranes,
+)
+from unet.evaluation.picture import FOUND_ONLY, GAP, WANTED_ONLY, compared
 
 FOUND = np.array([[1, 1, 1, 0], [0, 0, 0, 0]], bool)
 WANTED = np.array([[0, 1, 1, 1], [0, 0, 0, 1]], bool)
@@ -24,7 +32,7 @@ def labels(seed: int, count: int = 4) -> np.ndarray:
 
 def test_measures_of_pixels():
     """2 right, 1 found only, 2 missed, of 8."""
-    assert Pixels.of(FOUND, WANTED).figures() == {
+    assert PixelCounts.of(FOUND, WANTED).scores() == {
         "dice": 4 / 7,
         "iou": 2 / 5,
         "pixel_error": 3 / 8,
@@ -35,12 +43,12 @@ def test_measures_of_pixels():
 
 def test_what_is_not_annotated_does_not_count():
     left = np.array([[1, 1, 0, 0]] * 2, bool)
-    assert Pixels.of(FOUND, WANTED, left) == Pixels(both=1, found=1, wanted=0, neither=2)
+    assert PixelCounts.of(FOUND, WANTED, left) == PixelCounts(both=1, found=1, wanted=0, neither=2)
 
 
 def test_nothing_found_where_nothing_is_has_no_error():
     none = np.zeros((3, 3), bool)
-    figures = Pixels.of(none, none).figures()
+    figures = PixelCounts.of(none, none).scores()
     assert figures.pop("pixel_error") == 0
     assert set(figures.values()) == {1}
 
@@ -48,11 +56,11 @@ def test_nothing_found_where_nothing_is_has_no_error():
 @given(seeds)
 def test_counts_of_parts_add_up_to_those_of_the_whole(seed):
     found, wanted = labels(seed) > 1, labels(seed + 1) > 1
-    parts = Pixels.of(found[:3], wanted[:3]) + Pixels.of(found[3:], wanted[3:])
-    assert parts == Pixels.of(found, wanted)
-    assert Pixels.of(found, wanted).figures()["dice"] == pytest.approx(
-        2 * Pixels.of(found, wanted).figures()["iou"]
-        / (1 + Pixels.of(found, wanted).figures()["iou"])
+    parts = PixelCounts.of(found[:3], wanted[:3]) + PixelCounts.of(found[3:], wanted[3:])
+    assert parts == PixelCounts.of(found, wanted)
+    assert PixelCounts.of(found, wanted).scores()["dice"] == pytest.approx(
+        2 * PixelCounts.of(found, wanted).scores()["iou"]
+        / (1 + PixelCounts.of(found, wanted).scores()["iou"])
     )  # fmt: skip
 
 
@@ -61,7 +69,7 @@ def test_average_precision():
     wanted, found = np.zeros((5, 10), int), np.zeros((5, 10), int)
     wanted[0], wanted[1], wanted[2] = 1, 2, 3
     found[0], found[1, :7], found[4] = 5, 9, 7
-    figures = Instances.of(found, wanted).figures()
+    figures = Instances.of(found, wanted).scores()
     assert figures["ap_50"] == figures["ap_60"] == 2 / (3 + 3 - 2)
     assert figures["ap_70"] == figures["ap_80"] == figures["ap_90"] == 1 / (3 + 3 - 1)
 
@@ -151,4 +159,4 @@ def test_planes_and_volumes_are_counted_apart():
         tally = Tally(("pixels", "instances"), 2, volumes)
         tally.add(mask, mask, None, everywhere)
         assert tally.instances.found == tally.instances.wanted == count
-        assert tally.figures()["ap_90"] == 1
+        assert tally.scores()["ap_90"] == 1

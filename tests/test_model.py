@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unet.errors import ModelError
-from unet.model import Conv2d, Conv3d, ConvTranspose2d, ConvTranspose3d, UNet, crop_image
+from unet.network.unet import Conv2d, Conv3d, ConvTranspose2d, ConvTranspose3d, UNet, crop_image
 
 
 def test_the_network_of_2015_maps_572_to_388():
@@ -19,7 +19,7 @@ def test_the_network_of_2015_maps_572_to_388():
 
 def test_its_shapes_can_be_printed():
     done = subprocess.run(
-        [sys.executable, "-m", "unet.model"], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "unet"], capture_output=True, text=True, check=True
     )
     assert "down.4   (1, 1024, 28, 28)" in done.stdout
     assert done.stdout.splitlines()[-1] == "head     (1, 2, 388, 388)"

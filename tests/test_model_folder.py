@@ -12,10 +12,10 @@ import yaml
 from conftest import make_tiny_model
 
 from unet.errors import ModelError
-from unet.model import UNet
-from unet.model_folder import SHIPPED, find_model
-from unet.statistics import Normalisation
-from unet.weights import load_network, save_model
+from unet.model.folder import SHIPPED, find_model
+from unet.model.normalisation import Normalisation
+from unet.network.unet import UNet
+from unet.network.weights import load_network, save_model
 
 NETWORKS = {
     "2D": {"in_channels": 3, "classes": 4, "width": 3, "depth": 2},
@@ -94,7 +94,7 @@ def test_a_plain_state_dict_may_stand_in(tmp_path):
         assert torch.equal(tensor, network.state_dict()[key])
 
 
-# --- Damaged, and hostile -----------------------------------------------------------------------
+# --- Damaged, and hostile ---------------------------------------------------------------------
 
 
 class Payload:

@@ -19,16 +19,17 @@ from ome_zarr_models.v05 import Image, ImageLabel, Labels
 from support import GENEROUS, ONE_CORE, run_stages
 
 import unet
-from unet import cluster, ome, store
 from unet.errors import RunError, SourceError, StoreError
-from unet.geometry import Box
-from unet.ledger import recorded
-from unet.manifest import read_manifest
-from unet.plan import Request
+from unet.execution import pool
+from unet.planning.geometry import Box
+from unet.planning.plan import SplitOptions
 from unet.sources import open_source
 from unet.sources.base import SourceSpec
 from unet.stages import ingest, predict, split, stitch
-from unet.workspace import Workspace, probabilities
+from unet.storage import ome, store
+from unet.storage.ledger import recorded
+from unet.storage.manifest import read_manifest
+from unet.storage.workspace import Workspace, probabilities
 
 CUT = {"shard": (64, 64), "chunk": (32, 32), "core": (32, 64)}
 
@@ -154,8 +155,8 @@ def test_a_killed_worker_is_replaced_and_its_block_done_again(
             killed.append(pid)
             os.kill(pid, signal.SIGKILL)
 
-    with cluster.connect(ONE_CORE) as client:
-        cluster.run(client, job, iter(range(plan.blocks)), record, in_flight=3)
+    with pool.connect(ONE_CORE) as client:
+        pool.run(client, job, iter(range(plan.blocks)), record, in_flight=3)
     assert killed
     assert sorted(recorded_blocks) == list(range(plan.blocks))
     store.sweep(folder / "probabilities.ome.zarr")  # as stitch does: killed while it wrote
@@ -236,7 +237,7 @@ def test_one_bright_pixel_does_not_leave_the_others_black(machines, tmp_path):
     tifffile.imwrite(tmp_path / "image.tif", pixels)
     place = Workspace(tmp_path / "image")
     ingest.run(SourceSpec(str(tmp_path / "image.tif")), place, machines)
-    image = read_manifest(place.manifest("ingest"), ingest.Ingested).image
+    image = read_manifest(place.manifest("ingest"), ingest.IngestManifest).image
     assert image.span == (1, 60_000)
     assert image.shown == ((5, 4092),)  # the 5th and the 4092nd of 4096 values
     attributes = ome.multiscales("i", "yx", {}, [(1, 1, 1, 1)], "mean")
@@ -358,10 +359,10 @@ def test_a_block_that_always_fails_is_named_and_the_others_finish():
 
     done = []
     with (
-        cluster.connect(ONE_CORE) as client,
+        pool.connect(ONE_CORE) as client,
         pytest.raises(RunError, match=r"1 failed 3 times.*block 3.*not this one"),
     ):
-        cluster.run(client, Stubborn(), iter(range(20)), lambda b, _: done.append(b), 4)
+        pool.run(client, Stubborn(), iter(range(20)), lambda b, _: done.append(b), 4)
     assert sorted(done) == [b for b in range(20) if b != 3]
 
 
@@ -380,13 +381,13 @@ def test_slabs_may_start_at_the_same_time(source, tiny_model, finished, tmp_path
     """Four processes open the stores of a run that split did not make, all at once."""
     place = Workspace(tmp_path / "image")
     ingest.run(source, place, ONE_CORE)
-    plan = split.run(place, str(tiny_model.folder), Request(memory=GENEROUS, **CUT), 4)
+    plan = split.run(place, str(tiny_model.folder), SplitOptions(memory=GENEROUS, **CUT), 4)
     for _ in range(5):
         shutil.rmtree(place.root / "work" / f"predict-{plan.fingerprint}")
         code = f"""if True:
             from pathlib import Path
             from unet.stages.split import read_plan
-            from unet.workspace import Workspace, probabilities
+            from unet.storage.workspace import Workspace, probabilities
             place = Workspace(Path({str(place.root)!r}))
             probabilities(read_plan(place), place)"""
         started = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(4)]
@@ -414,7 +415,7 @@ def test_an_image_that_changes_under_a_run_is_an_error(pixels, tiny_model, tmp_p
     array = zarr.create_array(path, data=pixels, chunks=(50, 70))
     place = Workspace(tmp_path / "image")
     ingest.run(SourceSpec(str(path)), place, ONE_CORE)
-    split.run(place, str(tiny_model.folder), Request(memory=GENEROUS, **CUT), 2)
+    split.run(place, str(tiny_model.folder), SplitOptions(memory=GENEROUS, **CUT), 2)
     predict.run(place, 0, 2, ONE_CORE, "cpu")
     array[:50] = 0
     with pytest.raises(SourceError, match="changed since"):

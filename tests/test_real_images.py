@@ -10,9 +10,9 @@ from conftest import REPOSITORY
 from support import run_stages
 
 import unet
-from unet.model_folder import find_model
+from unet.model.folder import find_model
 from unet.sources.base import SourceSpec
-from unet.workspace import Workspace
+from unet.storage.workspace import Workspace
 
 DATA = REPOSITORY.parent / "shared" / "data"
 

@@ -28,20 +28,20 @@ from hypothesis import strategies as st
 from support import GENEROUS, ONE_CORE, run_stages
 from zarr.storage import ObjectStore
 
-from unet import ome, server, store
-from unet.cluster import Machines, connect
-from unet.console import told
+from unet.console import report_to
 from unet.errors import RunError, ServerError, SourceError, StoreError, UserError
-from unet.geometry import Box
-from unet.ledger import Ledger, recorded
-from unet.location import Location, RemotePath, files, link_tree, locate
-from unet.manifest import read_manifest
-from unet.plan import Request
+from unet.execution.pool import Machines, connect
+from unet.planning.geometry import Box
+from unet.planning.plan import SplitOptions
 from unet.sources import open_source
 from unet.sources.base import SourceSpec
 from unet.sources.file import RemoteFile
 from unet.stages import ingest, predict, split, stitch, verify
-from unet.workspace import Workspace, probabilities, probabilities_group
+from unet.storage import ome, server, store
+from unet.storage.ledger import Ledger, recorded
+from unet.storage.location import Location, RemotePath, files, link_tree, locate
+from unet.storage.manifest import read_manifest
+from unet.storage.workspace import Workspace, probabilities, probabilities_group
 
 CUT = {"shard": (64, 64), "chunk": (32, 32), "core": (32, 64)}
 KEY, SECRET = "key-of-the-test", "Secret/of+the+test"
@@ -162,7 +162,7 @@ def upload(folder: Path, target: RemotePath) -> RemotePath:
 
 def stores(place: Workspace) -> dict[str, bytes]:
     """Every byte of the ingested image, the probabilities and the result, wherever they lie."""
-    result = locate(read_manifest(place.manifest("stitch"), stitch.Stitched).result)
+    result = locate(read_manifest(place.manifest("stitch"), stitch.StitchManifest).result)
     found = {f"result/{name}": content for name, content in objects_in(result).items()}
     for name, content in objects_in(place.home / "work").items():
         folder, _, rest = name.partition("/")
@@ -419,7 +419,9 @@ def test_a_result_on_s3_is_whole_or_not_there(
     """A reader never opens a part; a failed run and a later one leave the earlier result whole."""
     place = on_s3(bucket, tmp_path)
     run_stages(source, tiny_model, place, machines=machines, **CUT)
-    first, _ = place.built(read_manifest(place.manifest("stitch"), stitch.Stitched).fingerprint)
+    first, _ = place.built(
+        read_manifest(place.manifest("stitch"), stitch.StitchManifest).fingerprint
+    )
     before = objects_in(first)
     reader = opened(first, "labels/mask/0")
     seen = reader[...]
@@ -461,7 +463,7 @@ def test_a_result_on_s3_that_lost_a_shard_is_made_whole(
     place = on_s3(bucket, tmp_path)
     run_stages(source, tiny_model, place, machines=machines, **CUT)
     before = stores(place)
-    result = locate(read_manifest(place.manifest("stitch"), stitch.Stitched).result)
+    result = locate(read_manifest(place.manifest("stitch"), stitch.StitchManifest).result)
     (result / "labels/mask/0/c/1/1").unlink(missing_ok=True)
     stitch.run(place, stitch.Choice(), machines)
     assert stores(place) == before
@@ -475,7 +477,7 @@ def test_a_run_on_s3_is_verified_and_what_is_damaged_is_made_again(
     plan = run_stages(source, tiny_model, place, machines=machines, **CUT)
     before = stores(place)
     target = probabilities(plan, place)
-    result = locate(read_manifest(place.manifest("stitch"), stitch.Stitched).result)
+    result = locate(read_manifest(place.manifest("stitch"), stitch.StitchManifest).result)
     copy = locate(plan.image.store) / plan.image.array / "c/0/0"
     content = bytearray(copy.read_bytes())
     content[len(content) // 3] ^= 1
@@ -485,7 +487,7 @@ def test_a_run_on_s3_is_verified_and_what_is_damaged_is_made_again(
     (result / "labels/mask/0/c/0/2").unlink(missing_ok=True)
     asked = verify.Asked(source, stitch.Choice(), blocks=4)
     verify.run(place, asked, verify.Crews(machines, machines, "cpu"))
-    proof = read_manifest(place.manifest("verify"), verify.Verified)
+    proof = read_manifest(place.manifest("verify"), verify.VerifyManifest)
     assert set(proof.made_again) == {
         *("image copy, block 0", "probabilities, block 3", "probabilities, block 7"),
         "mask level 0, block 2",
@@ -523,7 +525,7 @@ def test_each_trouble_with_a_server_has_its_sentence_before_anything_is_begun(
 ):
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr("unet.location.FIRST_PATIENCE", timedelta(seconds=0.5))
+    monkeypatch.setattr("unet.storage.location.FIRST_PATIENCE", timedelta(seconds=0.5))
     place = on_s3(bucket, tmp_path) if end == "output" else Workspace(tmp_path / "image")
     spec = source if end == "output" else SourceSpec(f"{bucket}/image.tif")
     with pytest.raises(UserError, match=message) as refused:
@@ -553,7 +555,7 @@ def test_keys_that_are_nowhere_are_asked_for(bucket, monkeypatch):
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     monkeypatch.setenv("AWS_METADATA_ENDPOINT", "http://169.254.0.1:9")
-    monkeypatch.setattr("unet.location.FIRST_PATIENCE", timedelta(seconds=0.1))
+    monkeypatch.setattr("unet.storage.location.FIRST_PATIENCE", timedelta(seconds=0.1))
     with pytest.raises(ServerError, match=r"Expected keys for s3://.*and found none"):
         ingest.check(bucket)
 
@@ -574,13 +576,13 @@ def test_a_dry_run_asks_no_server_and_keys_are_written_nowhere(
     assert planned.returncode == 0, planned.stderr
     done = run_workflow(config, tmp_path)
     assert done.returncode == 0, done.stderr
-    manifest = read_manifest(tmp_path / "results/image/stitch.json", stitch.Stitched)
+    manifest = read_manifest(tmp_path / "results/image/stitch.json", stitch.StitchManifest)
     assert manifest.mask.startswith(f"{bucket}/stores/image/stitch-")
     assert f"the mask is {manifest.mask}" in done.stderr
     assert opened(locate(manifest.mask), "0").shape == (150, 210)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "Wrong/" + SECRET)
     log = tmp_path / "logs" / "failed.log"
-    with pytest.raises(SystemExit), told(str(log)):
+    with pytest.raises(SystemExit), report_to(str(log)):
         ingest.run(SourceSpec(item["path"]), Workspace(tmp_path / "image"), ONE_CORE)
     assert re.search(r"ServerError: .*refused \(status 403\)", log.read_text())
     monkeypatch.undo()
@@ -596,7 +598,7 @@ def test_a_run_rides_out_a_server_that_goes_and_comes_back(
     """Killed without warning; what waits longer than it may is told, and nothing is lost."""
     place = on_s3(bucket, tmp_path)
     ingest.run(source, place, machines)
-    plan = split.run(place, str(tiny_model.folder), Request(memory=GENEROUS, **CUT), 1)
+    plan = split.run(place, str(tiny_model.folder), SplitOptions(memory=GENEROUS, **CUT), 1)
     target = probabilities(plan, place)
     group = str(probabilities_group(plan, place))
     do = predict.PredictJob("serial", plan, group, "cpu", threads=1).open()

@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import planned, predicted_serially
 
-import unet
-from unet.decision import decide
-from unet.inference import Inference, WindowRunner
-from unet.plan import lattice
-from unet.workspace import Workspace
+from unet.model.classify import decide
+from unet.model.normalisation import summarise
+from unet.network.inference import Inference, WindowRunner
+from unet.planning.plan import lattice
+from unet.storage.workspace import Workspace
 
 PAPER = {"width": 4, "depth": 4}
 SMALL = {"width": 4, "depth": 2}
@@ -96,9 +96,9 @@ def test_any_block_core_and_batch_give_the_same_bits(data, make_model):
     image = picture(*data.draw(st.tuples(st.integers(1, 70), st.integers(1, 70))))
     core = (1, 1, *(4 * data.draw(st.integers(1, 9)) for _ in range(2)))
     batch = data.draw(st.integers(1, 5))
-    affine = model.spec.normalisation.affine(unet.statistics.summarise(image[np.newaxis], ()))
+    affine = model.spec.normalisation.affine(summarise(image[np.newaxis], ()))
     runner = WindowRunner(Inference(model.network, 2, *affine), stride, halo, core, batch, 2)
-    from unet.geometry import Box, read_mirrored, round_up
+    from unet.planning.geometry import Box, read_mirrored, round_up
 
     box = Box((0, 0, 0, 0), (1, 1, *image.shape))
     reach = Box(box.start, (1, 1, *(round_up(n, 4) for n in image.shape)))
@@ -131,8 +131,8 @@ def test_a_window_that_is_too_large_shrinks_and_changes_nothing(make_model, tmp_
     runner = WindowRunner(
         Inference(device, 2, plan.offset, plan.scale), plan.stride, plan.halo, plan.core, 4, 2
     )
-    from unet import store
-    from unet.geometry import read_mirrored
+    from unet.planning.geometry import read_mirrored
+    from unet.storage import store
 
     source = store.open_image(plan.image)
     pixels = read_mirrored(source.read, plan.reads(0), plan.image.shape)

@@ -25,9 +25,9 @@ import yaml
 from conftest import REPOSITORY, ModelSpec, files_in, picture
 from support import run_stages
 
-from unet.ledger import recorded
 from unet.sources.base import SourceSpec
-from unet.workspace import Workspace
+from unet.storage.ledger import recorded
+from unet.storage.workspace import Workspace
 
 # Each waits for Slurm, which looks at time limits twice a minute, more than it computes.
 pytestmark = pytest.mark.timeout(900)
@@ -320,7 +320,7 @@ def states(*numbers: str) -> list[str]:
 def test_a_job_of_two_gpus_has_a_worker_for_each_and_never_takes_the_cpu_instead() -> None:
     code = """if True:
         import os
-        from unet.cluster import Machines, connect
+        from unet.execution.pool import Machines, connect
         from unet.errors import DeviceError
         from unet.stages.predict import choose_devices
 

@@ -15,8 +15,8 @@ import zarr
 from reading import RGB, as_5d, assert_reads, noise, opened, real, smooth, whole, write_ome_zarr
 
 from unet.errors import SourceError
-from unet.geometry import Box
-from unet.sources import look, open_source, source_files
+from unet.planning.geometry import Box
+from unet.sources import file_signature, open_source, source_files
 from unet.sources.base import SourceSpec
 
 pytestmark = pytest.mark.usefixtures("quiet_tifffile")
@@ -192,30 +192,30 @@ def test_an_image_looks_different_when_any_file_changed(tmp_path: Path, file, ch
     path = tmp_path / "image.zarr"
     zarr.create_array(path, data=noise(30, 40), chunks=(10, 10))
     (path / "c" / "gone").symlink_to("nowhere")
-    before = look(str(path), 100)
-    assert look(str(path), 100) == before
+    before = file_signature(str(path), 100)
+    assert file_signature(str(path), 100) == before
     change(path / file)
-    assert look(str(path), 100) != before
+    assert file_signature(str(path), 100) != before
 
 
 def test_of_very_many_chunks_their_folders_are_looked_at(tmp_path: Path) -> None:
     """6 are the image, its metadata, `c` and three folders of chunks in it."""
     path = tmp_path / "image.zarr"
     zarr.create_array(path, data=noise(30, 40), chunks=(10, 10))
-    before = look(str(path), 6), look(str(path), 3)
+    before = file_signature(str(path), 6), file_signature(str(path), 3)
     replaced_by_an_older(path / "c/1/2")
-    assert look(str(path), 6) != before[0]
-    assert look(str(path), 3) == before[1]
-    assert look("s3://bucket/image.zarr", 100) == ""
+    assert file_signature(str(path), 6) != before[0]
+    assert file_signature(str(path), 3) == before[1]
+    assert file_signature("s3://bucket/image.zarr", 100) == ""
 
 
 def test_slices_and_files_are_looked_at(tmp_path: Path) -> None:
     for name in ("z_1.png", "z_2.png"):
         (tmp_path / name).write_bytes(imagecodecs.png_encode(noise(5, 5)))
     paths = str(tmp_path / "z_*.png"), str(tmp_path), str(tmp_path / "z_2.png")
-    before = [look(path, 10) for path in paths]
+    before = [file_signature(path, 10) for path in paths]
     replaced_by_an_older(tmp_path / "z_2.png")
-    assert not set(before) & {look(path, 10) for path in paths}
+    assert not set(before) & {file_signature(path, 10) for path in paths}
 
 
 def test_missing_zarr_chunks_are_fill_and_damaged_ones_an_error(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import zarr
 from reading import noise, opened, write_ome_zarr
 
 from unet.errors import SourceError
-from unet.geometry import Box
+from unet.planning.geometry import Box
 from unet.sources import open_source
 from unet.sources.base import SourceSpec
 

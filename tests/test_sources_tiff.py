@@ -14,8 +14,9 @@ import tifffile
 from reading import RGB, as_5d, assert_reads, noise, opened, random_boxes, smooth, whole
 
 from unet.errors import SourceError
+from unet.planning.axes import ORDER
 from unet.sources import open_source
-from unet.sources.base import ORDER, SourceSpec
+from unet.sources.base import SourceSpec
 from unet.sources.image import level_factor
 
 pytestmark = pytest.mark.usefixtures("quiet_tifffile")

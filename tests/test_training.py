@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 from support import assert_loopback_only, sockets_watched
 
 from unet.errors import ConfigError, DeviceError, ModelError, RunError, SourceError, StoreError
-from unet.inference import load_model, predict
-from unet.metrics import Pixels
-from unet.model import UNet
+from unet.evaluation.metrics import PixelCounts
+from unet.network.inference import load_model, predict
+from unet.network.unet import UNet
 from unet.stages import train
 from unet.training import checkpoint
-from unet.training.adopt import adopt, in_order
 from unet.training.config import Training, read_training
 from unet.training.labelled import read_all
+from unet.training.pretrained import in_order, load_pretrained
 from unet.training.sampling import Sampler
 from unet.training.trainer import Trainer, fresh, rate
 
@@ -93,7 +93,7 @@ def test_a_small_network_learns_and_predict_takes_the_model_as_it_is(folder, tmp
     train.run(training, tmp_path / "discs", threads=1, gpus=0)
     image, labels = discs(160, seed=7)
     mask = predict(load_model(tmp_path / "discs"), image)[1] > 0.5
-    assert Pixels.of(mask, labels > 0).figures()["dice"] > LEARNED
+    assert PixelCounts.of(mask, labels > 0).scores()["dice"] > LEARNED
 
     said = yaml.safe_load((tmp_path / "discs" / "model.yaml").read_text(encoding="utf-8"))
     assert said["metrics"]["images"]["dice"] > LEARNED
@@ -476,7 +476,7 @@ def test_a_foreign_state_dict_computes_the_same_here(tmp_path):
     foreign = Foreign()
     torch.save(foreign.state_dict(), tmp_path / "foreign.pt")
     network = UNet(width=3, depth=2)
-    matches = adopt(network, str(tmp_path / "foreign.pt"))
+    matches = load_pretrained(network, str(tmp_path / "foreign.pt"))
     assert len(matches) == len(foreign.state_dict()) == len(list(in_order(network)))
     assert matches[0].given == "enc1.0.weight"
     assert matches[0].taken == "down.0.0.weight"
@@ -502,7 +502,7 @@ def test_the_network_of_2015_is_matched_in_its_own_order():
 def test_a_tensor_without_a_counterpart_is_an_error(tmp_path, width, depth, message):
     torch.save(Foreign().state_dict(), tmp_path / "foreign.pt")
     with pytest.raises(ModelError, match=message):
-        adopt(UNet(width=width, depth=depth), str(tmp_path / "foreign.pt"))
+        load_pretrained(UNet(width=width, depth=depth), str(tmp_path / "foreign.pt"))
 
 
 def test_only_gpus_that_were_asked_for_are_refused(folder, monkeypatch):

@@ -19,20 +19,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import GENEROUS, planned
 
-from unet.architecture import Architecture
-from unet.cluster import Machines
 from unet.errors import RunError, SourceError, StoreError, WorkerError
-from unet.model_folder import ModelSpec
-from unet.plan import ImageRef, Plan, Request, make_plan
-from unet.proof import chosen, other_core, shifted_box, shifted_grid
-from unet.reference import Reference, processor_name, tolerance
+from unet.execution.pool import Machines
+from unet.model.architecture import Architecture
+from unet.model.folder import ModelSpec
+from unet.model.normalisation import Normalisation
+from unet.network.self_test import Reference, processor_name, tolerance
+from unet.planning.cross_check import chosen, other_core, shifted_box, shifted_grid
+from unet.planning.plan import ImageRef, Plan, SplitOptions, make_plan
 from unet.sources.base import SourceSpec
 from unet.stages import ingest, predict, split, stitch, verify
 from unet.stages.predict import PredictJob
-from unet.statistics import Normalisation
-from unet.workspace import Workspace, probabilities
+from unet.storage.workspace import Workspace, probabilities
 
-CUT = Request(memory=GENEROUS, shard=(64, 64), chunk=(32, 32), core=(32, 64))
+CUT = SplitOptions(memory=GENEROUS, shard=(64, 64), chunk=(32, 32), core=(32, 64))
 
 
 def run_all(source: SourceSpec, model: Path, place: Workspace, machines: Machines) -> None:
@@ -230,7 +230,7 @@ def plan_of(shape: tuple[int, ...], block: tuple[int, ...]) -> Plan:
         channel_names=("0",),
         pixel_size={},
     )
-    request = Request(memory=GENEROUS, shard=block[2:], chunk=block[2:])
+    request = SplitOptions(memory=GENEROUS, shard=block[2:], chunk=block[2:])
     model = ModelSpec(
         folder=Path("nowhere"),
         name="tiny",

@@ -20,11 +20,11 @@ from jsonschema import Draft202012Validator, ValidationError
 from jsonschema.validators import extend
 
 from unet.errors import ConfigError, UserError
-from unet.location import locate
-from unet.model_folder import find_model
-from unet.plan import Request
+from unet.model.folder import find_model
+from unet.planning.plan import SplitOptions
 from unet.sources import local_files
 from unet.sources.base import SourceSpec
+from unet.storage.location import locate
 
 GIGABYTE = 10**9
 
@@ -67,7 +67,7 @@ class Config:
 
     images: dict[str, ImageConfig]
     stores: str | None
-    request: Request
+    request: SplitOptions
     device: str
     scheduler: str | None
     threshold: float
@@ -92,7 +92,7 @@ def read_config(raw: Mapping[str, Any], schema_file: Path, made: Collection[str]
     return Config(
         images=images,
         stores=_stores(filled["stores"]),
-        request=Request(
+        request=SplitOptions(
             memory=int(split["memory"] * GIGABYTE),
             precision=predict["precision"],
             shard=_sizes(split["shard"]),

@@ -14,7 +14,7 @@ FORMAT = "%(asctime)s %(message)s"
 
 
 @contextmanager
-def told(log_file: str) -> Iterator[None]:
+def report_to(log_file: str) -> Iterator[None]:
     """Send this project's messages to the terminal and to `log_file`.
 
     A UserError, or a full disk, ends the process with its sentence and exit status 1; any other

@@ -28,9 +28,9 @@ import dask
 from dask_jobqueue.slurm import SLURMCluster
 from distributed import Security
 
-from unet.cluster import KEEP_FREED_MEMORY, NO_DASHBOARD, NOT_FOR_EVER, QUIET
-from unet.console import told
+from unet.console import report_to
 from unet.errors import ConfigError, RunError
+from unet.execution.pool import KEEP_FREED_MEMORY, NO_DASHBOARD, NOT_FOR_EVER, QUIET
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
     for ending in (signal.SIGINT, signal.SIGTERM):
         signal.signal(ending, signal.default_int_handler)
     LOGS.mkdir(parents=True, exist_ok=True)
-    with told(str(LOGS / "jobqueue.log")), slurm_workers(asked.jobs) as (cluster, environment):
+    with report_to(str(LOGS / "jobqueue.log")), slurm_workers(asked.jobs) as (cluster, environment):
         return _run(asked.command, cluster, environment)
 
 

@@ -1,8 +1,8 @@
 """The images that the workflow reads, by what lies behind a path; see `base` for what they offer.
 
 Listing is apart from opening, since the workflow is planned where images may be slow to open:
-`local_files` only looks at names, `look` at sizes and times. Formats are told by their first bytes,
-never by a suffix, and each format's libraries are imported when such an image is opened.
+`local_files` only reads names, `file_signature` only sizes and times. A format is recognised by its
+first bytes, never by a suffix. The libraries of a format are imported when such an image is opened.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from pathlib import Path
 from stat import S_ISDIR
 
 from unet.errors import SourceError
-from unet.location import Location, RemotePath, locate
 from unet.sources.base import Source, SourceSpec
 from unet.sources.file import open_file
-from unet.sources.image import Found, Image
+from unet.sources.image import Image, RawImage
+from unet.storage.location import Location, RemotePath, locate
 
 ZARR_METADATA = ("zarr.json", ".zattrs", ".zarray", ".zgroup")
 SLICE_SUFFIXES = {".tif": "TIFF", ".tiff": "TIFF", ".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
@@ -59,7 +59,7 @@ def local_files(path: str) -> list[str]:
     return source_files(path) if isinstance(locate(path), Path) else []
 
 
-def look(path: str, most: int) -> str:
+def file_signature(path: str, most: int) -> str:
     """What changes when an image on this machine does: a name of its files' sizes and times.
 
     most  files and folders that are looked at: of a Zarr those above first, and of its folders
@@ -138,7 +138,7 @@ def _listed(path: str, place: Location) -> list[str]:
     )
 
 
-def _find(spec: SourceSpec) -> Found:
+def _find(spec: SourceSpec) -> RawImage:
     files = source_files(spec.path)
     if files == [spec.path]:
         return _find_file(spec)
@@ -151,7 +151,7 @@ def _find(spec: SourceSpec) -> Found:
     return find_stack(spec, files, _find_file)
 
 
-def _find_file(spec: SourceSpec) -> Found:
+def _find_file(spec: SourceSpec) -> RawImage:
     """What one file holds, told by its first bytes."""
     try:
         with closing(open_file(spec.path)) as file:

@@ -13,10 +13,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from unet.geometry import Box, Sizes
-
-ORDER = "tczyx"
-GRID = "tzyx"
+from unet.planning.geometry import Box, Sizes
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unet.errors import SourceError
-from unet.geometry import Sizes
-from unet.location import RemotePath, locate
+from unet.planning.geometry import Sizes
+from unet.storage.location import RemotePath, locate
 
 HEADERS = 1 << 16  # bytes read at once while a file's structure is followed
 

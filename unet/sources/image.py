@@ -1,8 +1,8 @@
 """The one implementation of `Source`: pixels in a file's own axes, shown as (t, c, z, y, x).
 
 Why one class for every format: the order of axes, the choice of channels and levels and the checks
-of dtype and size must not differ between a slide and a stack. A format only implements `Pixels`,
-in its own axes, and says what it found; everything 5D is here.
+of dtype and size must not differ between a slide and a stack. A format only implements
+`FilePixels`, in its own axes, and says what it found; everything 5D is here.
 
 File axes are letters of "tczyxs", one a dimension: "s" is the samples of a pixel (RGB), and "-" is
 a dimension of length 1 that means nothing.
@@ -20,8 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unet.errors import SourceError
-from unet.geometry import Box, Sizes, runs
-from unet.sources.base import ORDER, InPlace, SourceSpec
+from unet.planning.axes import ORDER
+from unet.planning.geometry import Box, Sizes, runs
+from unet.sources.base import InPlace, SourceSpec
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ SAMPLE_NAMES = {
 }
 
 
-class Pixels(Protocol):
+class FilePixels(Protocol):
     """What a format implements: any box of its pixels, in the file's own axes, from any thread.
 
     shape   of the chosen level
@@ -56,7 +57,7 @@ class Pixels(Protocol):
 
 
 @dataclass(frozen=True)
-class Found:
+class RawImage:
     """What a format found behind a path.
 
     pixels         of the level that the spec asks for
@@ -67,7 +68,7 @@ class Found:
     origin         where the first pixel lies by axis, in pixels; none for 0
     """
 
-    pixels: Pixels
+    pixels: FilePixels
     axes: str
     pixel_size: dict[str, float]
     channel_names: tuple[str, ...] = ()
@@ -78,7 +79,7 @@ class Found:
 class Image:
     """An open image of any format; see `Source`."""
 
-    def __init__(self, spec: SourceSpec, found: Found) -> None:
+    def __init__(self, spec: SourceSpec, found: RawImage) -> None:
         pixels = found.pixels
         check_axes(spec.path, found.axes, pixels.shape)
         check_dtype(spec.path, pixels.dtype)

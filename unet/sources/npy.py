@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from unet.errors import SourceError
 from unet.sources.base import SourceSpec
 from unet.sources.file import open_file
-from unet.sources.image import Found, choose_level, stated_axes
+from unet.sources.image import RawImage, choose_level, stated_axes
 
 
 class NpyPixels:
@@ -105,8 +105,8 @@ def _is_zip(path: str) -> bool:
         return stream.read(2) == b"PK"
 
 
-def find_npy(spec: SourceSpec) -> Found:
+def find_npy(spec: SourceSpec) -> RawImage:
     """The array of a .npy or .npz file; its axes are the spec's, or "yx"."""
     pixels = NpzPixels(spec.path) if _is_zip(spec.path) else NpyPixels(spec.path)
     _, pixel_size = choose_level(spec, {}, [{}])
-    return Found(pixels, stated_axes(spec, pixels.shape), pixel_size)
+    return RawImage(pixels, stated_axes(spec, pixels.shape), pixel_size)

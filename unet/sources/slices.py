@@ -16,13 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unet.errors import SourceError
-from unet.geometry import Sizes
-from unet.location import locate
+from unet.planning.geometry import Sizes
 from unet.sources.base import SourceSpec
-from unet.sources.image import UNUSED, Found, choose_level
+from unet.sources.image import UNUSED, RawImage, choose_level
+from unet.storage.location import locate
 
 JPEG_SCAN, JPEG_END = b"\xff\xda", b"\xff\xd9"
-Find = Callable[[SourceSpec], Found]
+Find = Callable[[SourceSpec], RawImage]
 
 
 class RasterPixels:
@@ -63,7 +63,7 @@ class RasterPixels:
 class StackPixels:
     """Slices of equal shape and dtype along a first axis of their own."""
 
-    def __init__(self, specs: list[SourceSpec], find_file: Find, first: Found) -> None:
+    def __init__(self, specs: list[SourceSpec], find_file: Find, first: RawImage) -> None:
         self._specs, self._find, self._first = specs, find_file, first
         self.shape: Sizes = (len(specs), *first.pixels.shape)
         self.dtype = first.pixels.dtype
@@ -84,7 +84,7 @@ class StackPixels:
     def close(self) -> None:
         """Nothing is open between reads."""
 
-    def _check(self, found: Found, path: str) -> None:
+    def _check(self, found: RawImage, path: str) -> None:
         first, other = self._first, found
         if (other.pixels.shape, other.pixels.dtype) != (self.shape[1:], self.dtype):
             raise SourceError(
@@ -95,7 +95,7 @@ class StackPixels:
             )
 
 
-def find_stack(spec: SourceSpec, files: list[str], find_file: Find) -> Found:
+def find_stack(spec: SourceSpec, files: list[str], find_file: Find) -> RawImage:
     """The stack of `files`, along z or the first of the spec's axes."""
     along = spec.axes[0] if spec.axes else "z"
     inner = spec.axes[1:] or None if spec.axes else None
@@ -110,10 +110,10 @@ def find_stack(spec: SourceSpec, files: list[str], find_file: Find) -> Found:
         )
     names = first.channel_names if along != "c" else ()
     pixels = StackPixels(specs, find_file, first)
-    return Found(pixels, along + first.axes, _sizes(spec, first), names)
+    return RawImage(pixels, along + first.axes, _sizes(spec, first), names)
 
 
-def find_raster(spec: SourceSpec) -> Found:
+def find_raster(spec: SourceSpec) -> RawImage:
     """A single PNG or JPEG image, whose axes can only be y, x and its samples."""
     pixels = RasterPixels(spec.path)
     axes = "yx" if len(pixels.shape) == 2 else "yxs"
@@ -124,10 +124,10 @@ def find_raster(spec: SourceSpec) -> Found:
             "the axis along the files before these if it is a stack."
         )
     _, pixel_size = choose_level(spec, {}, [{}])
-    return Found(pixels, spec.axes or axes, pixel_size)
+    return RawImage(pixels, spec.axes or axes, pixel_size)
 
 
-def _sizes(spec: SourceSpec, first: Found) -> dict[str, float]:
+def _sizes(spec: SourceSpec, first: RawImage) -> dict[str, float]:
     """The pixel size of a slice; along the stack only the spec can know it."""
     known = {*first.axes, *(spec.pixel_size or {})}
     return {axis: size for axis, size in first.pixel_size.items() if axis in known}

@@ -24,11 +24,11 @@ import tifffile
 from numpy.typing import NDArray
 
 from unet.errors import SourceError
-from unet.geometry import Sizes
+from unet.planning.geometry import Sizes
 from unet.sources import tiff_metadata
 from unet.sources.base import SourceSpec
 from unet.sources.file import File, open_file, to_open
-from unet.sources.image import UNUSED, Found, choose_level, level_factor
+from unet.sources.image import UNUSED, RawImage, choose_level, level_factor
 
 Where = tuple[slice, ...]
 # what reading damaged structures raises; decoders raise RuntimeError, missing ones ImportError
@@ -193,7 +193,7 @@ class TiffPixels:
             self._file(page.parent.filehandle.path, max(ends, default=0))
 
 
-def find_tiff(spec: SourceSpec) -> Found:
+def find_tiff(spec: SourceSpec) -> RawImage:
     """The level of a TIFF file that `spec` asks for."""
     with ExitStack() as opened:  # closes what is open unless all goes well
         try:
@@ -228,7 +228,7 @@ def _refuse_appended(spec: SourceSpec, series: list[tifffile.TiffPageSeries]) ->
         )
 
 
-def _find(spec: SourceSpec, tif: tifffile.TiffFile, series: tifffile.TiffPageSeries) -> Found:
+def _find(spec: SourceSpec, tif: tifffile.TiffFile, series: tifffile.TiffPageSeries) -> RawImage:
     base = series.levels[0]
     pixel_size, names = _metadata(tif, series)
     axes, shape = base.get_axes(False).lower(), base.get_shape(False)
@@ -249,7 +249,7 @@ def _find(spec: SourceSpec, tif: tifffile.TiffFile, series: tifffile.TiffPageSer
     except SourceError:
         pixels.close()
         raise
-    return Found(pixels, axes, pixel_size, names)
+    return RawImage(pixels, axes, pixel_size, names)
 
 
 def _check_series(

@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from zarr.storage import ObjectStore
 
 from unet.errors import SourceError
-from unet.geometry import Sizes
-from unet.location import locate
-from unet.server import told
+from unet.planning.geometry import Sizes
 from unet.sources.base import SourceSpec
-from unet.sources.image import Found, choose_level, stated_axes
+from unet.sources.image import RawImage, choose_level, stated_axes
 from unet.sources.units import micrometres
+from unet.storage.location import locate
+from unet.storage.server import translate_errors
 
 # what zarr raises for missing or damaged metadata and chunks, and for unknown codecs
 DAMAGED = (OSError, ValueError, LookupError, TypeError, RuntimeError)
@@ -39,7 +39,7 @@ class ZarrPixels:
 
     def read(self, where: tuple[slice, ...]) -> NDArray[np.generic]:
         """The pixels at `where`."""
-        with told(self._path):
+        with translate_errors(self._path):
             try:
                 return np.asarray(self._array[where], dtype=self.dtype)
             except DAMAGED as error:
@@ -52,19 +52,19 @@ class ZarrPixels:
         """Zarr opens chunks one by one and keeps none open."""
 
 
-def find_zarr(spec: SourceSpec) -> Found:
+def find_zarr(spec: SourceSpec) -> RawImage:
     """The array, or the level of the OME-Zarr image, that `spec` asks for."""
     node = _open(spec.path)
     if isinstance(node, zarr.Array):
         pixels = ZarrPixels(spec.path, node)
         _, pixel_size = choose_level(spec, {}, [{}])
         axes = stated_axes(spec, pixels.shape, _dimension_names(node))
-        return Found(pixels, axes, pixel_size, zarr=(spec.path, ""))
+        return RawImage(pixels, axes, pixel_size, zarr=(spec.path, ""))
     group, prefix = _image_group(spec.path, node)
     return _find_level(spec, group, prefix)
 
 
-def _find_level(spec: SourceSpec, group: zarr.Group, prefix: str) -> Found:
+def _find_level(spec: SourceSpec, group: zarr.Group, prefix: str) -> RawImage:
     metadata = _ome(group)
     image = metadata["multiscales"][0]
     try:
@@ -96,13 +96,13 @@ def _find_level(spec: SourceSpec, group: zarr.Group, prefix: str) -> Found:
         for axis, size, start in zip(letters, *placed[level], strict=True)
         if axis in SPACE and start and size > 0
     }
-    return Found(pixels, axes, pixel_size, names, where, origin)
+    return RawImage(pixels, axes, pixel_size, names, where, origin)
 
 
 def _open(path: str, inside: str = "") -> zarr.Array[Any] | zarr.Group:
     where = locate(path)
     store = where if isinstance(where, Path) else ObjectStore(where.objects())
-    with told(where):
+    with translate_errors(where):
         try:
             return zarr.open(store, path=inside, mode="r")
         except DAMAGED as error:

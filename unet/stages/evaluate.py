@@ -19,18 +19,18 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from unet import picture
 from unet.errors import SourceError
-from unet.geometry import Box, Sizes, block_box, grid, grow_block
-from unet.labels import classes_of
-from unet.manifest import read_manifest, write_whole
-from unet.metrics import Tally
-from unet.model_folder import find_model
+from unet.evaluation import picture
+from unet.evaluation.labels import classes_of
+from unet.evaluation.metrics import Tally
+from unet.model.folder import find_model
+from unet.planning.geometry import Box, Sizes, block_box, grid, grow_block
 from unet.sources import open_source
 from unet.sources.base import Source, SourceSpec
 from unet.stages.split import read_plan
-from unet.stages.stitch import Stitched
-from unet.workspace import Workspace
+from unet.stages.stitch import StitchManifest
+from unet.storage.manifest import read_manifest, write_whole
+from unet.storage.workspace import Workspace
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ def _evaluated(asked: Evaluation) -> tuple[dict[str, float], list[picture.Pictur
     """The figures of one mask, and its rows of the page."""
     plan = read_plan(asked.place)
     volumes = find_model(plan.model).architecture.dims == 3
-    mask = read_manifest(asked.place.manifest("stitch"), Stitched).mask
+    mask = read_manifest(asked.place.manifest("stitch"), StitchManifest).mask
     tally = Tally(asked.measures, len(plan.classes), volumes)
     with ExitStack() as opened:
 
@@ -103,7 +103,7 @@ def _evaluated(asked: Evaluation) -> tuple[dict[str, float], list[picture.Pictur
                 classes, classes_of(labels, asked.values, asked.label.path), objects, complete
             )
         rows = [_row(image, found, label, plane, asked) for plane in _drawn(label)]
-    return tally.figures(), rows
+    return tally.scores(), rows
 
 
 def _needed(measures: tuple[str, ...], volumes: bool, label: Source) -> Sizes:

@@ -20,19 +20,21 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from unet import cluster, ome, store
 from unet.errors import SourceError
-from unet.geometry import Box, Sizes, block_box, grow_block, round_up
-from unet.layout import BLOCK_PIXELS, image_chunk, image_layout
-from unet.ledger import Written
-from unet.location import check, locate, version
-from unet.manifest import fingerprint, write_manifest, write_whole
-from unet.model_folder import find_model
-from unet.plan import ImageRef
+from unet.execution import pool
+from unet.model.folder import find_model
+from unet.model.normalisation import BINS, Bins, Summary
+from unet.planning.axes import GRID, ORDER
+from unet.planning.geometry import Box, Sizes, block_box, grow_block, round_up
+from unet.planning.layout import BLOCK_PIXELS, image_chunk, image_layout
+from unet.planning.plan import ImageRef
 from unet.sources import open_source, source_files
-from unet.sources.base import GRID, ORDER, Source, SourceSpec
-from unet.statistics import BINS, Bins, Summary
-from unet.workspace import Target, Workspace, finish
+from unet.sources.base import Source, SourceSpec
+from unet.storage import ome, store
+from unet.storage.ledger import Written
+from unet.storage.location import check, locate, version
+from unet.storage.manifest import fingerprint, write_manifest, write_whole
+from unet.storage.workspace import Target, Workspace, finish
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +47,7 @@ DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 @dataclass(frozen=True)
-class Ingested:
+class IngestManifest:
     """The manifest of the stage.
 
     image       where the pixels are and what they are
@@ -84,7 +86,7 @@ class CopyJob:
 
 
 @dataclass(frozen=True)
-class Surveyed:
+class BlockSurvey:
     """What one block adds to the knowledge of its image; counts hold the filled bins only."""
 
     digest: bytes
@@ -103,12 +105,12 @@ class SurveyJob:
     block: Sizes
     bins: tuple[Bins, ...] | None
 
-    def open(self) -> Callable[[int], Surveyed]:
+    def open(self) -> Callable[[int], BlockSurvey]:
         """Open the image on a worker."""
         image = self.image
         pixels = store.open_image(image)
 
-        def survey(index: int) -> Surveyed:
+        def survey(index: int) -> BlockSurvey:
             values = pixels.read(block_box(index, image.shape, self.block))
             low = [float(values[:, c].min()) for c in range(values.shape[1])]
             high = [float(values[:, c].max()) for c in range(values.shape[1])]
@@ -121,13 +123,13 @@ class SurveyJob:
                 filled.append(np.flatnonzero(of_channel))
                 counts.append(of_channel[filled[-1]])
             digest = hashlib.sha256(np.ascontiguousarray(values).data).digest()
-            return Surveyed(digest, low, high, filled, counts)
+            return BlockSurvey(digest, low, high, filled, counts)
 
         return survey
 
 
 def run(
-    spec: SourceSpec, place: Workspace, machines: cluster.Machines, model: str | None = None
+    spec: SourceSpec, place: Workspace, machines: pool.Machines, model: str | None = None
 ) -> None:
     """Ingest one image and write its manifest.
 
@@ -147,7 +149,7 @@ def run(
         held = math.prod(block) * len(image.channel_names) * np.dtype(image.dtype).itemsize
         count = store.block_count(image.shape, block)
         machines = machines.moving(count, held)
-        with place.claimed(), cluster.connect(machines) as client:
+        with place.claimed(), pool.connect(machines) as client:
             if source.in_place is None:
                 job = CopyJob(f"ingest {place.name}", _absolute(spec), image.absolute(), block)
                 _copy(job, place, client, machines)
@@ -203,9 +205,7 @@ def _refuse_large(piece: Sizes, source: Source, path: str) -> None:
         )
 
 
-def _copy(
-    job: CopyJob, place: Workspace, client: cluster.Client, machines: cluster.Machines
-) -> None:
+def _copy(job: CopyJob, place: Workspace, client: pool.Client, machines: pool.Machines) -> None:
     image, block = job.image, job.block
     group = locate(image.store)
     channels = len(image.channel_names)
@@ -226,9 +226,9 @@ def _survey(
     image: ImageRef,
     block: Sizes,
     place: Workspace,
-    client: cluster.Client,
-    machines: cluster.Machines,
-) -> tuple[ImageRef, Ingested]:
+    client: pool.Client,
+    machines: pool.Machines,
+) -> tuple[ImageRef, IngestManifest]:
     """Read the image: once for 8 and 16 bit integers, else once more to know their span first."""
     count, channels = store.block_count(image.shape, block), len(image.channel_names)
     known = Bins.for_dtype(np.dtype(image.dtype))
@@ -240,7 +240,7 @@ def _survey(
         digests = bytearray(count * DIGEST_BYTES)
         low, high = [math.inf] * channels, [-math.inf] * channels
 
-        def add(index: int, found: Surveyed) -> None:
+        def add(index: int, found: BlockSurvey) -> None:
             digests[index * DIGEST_BYTES : (index + 1) * DIGEST_BYTES] = found.digest
             low[:] = map(min, low, found.low)
             high[:] = map(max, high, found.high)
@@ -249,7 +249,7 @@ def _survey(
 
         job = SurveyJob(f"survey {place.name}", image.absolute(), block, bins)
         blocks = iter(range(count))
-        cluster.run(client, job, blocks, add, machines.in_flight, machines.block_seconds)
+        pool.run(client, job, blocks, add, machines.in_flight, machines.block_seconds)
         return digests, low, high
 
     totals = np.zeros((channels, BINS), np.int64)
@@ -263,7 +263,7 @@ def _survey(
     write_whole(place.root / HISTOGRAMS, content.getvalue())
     shown = _shown(image, bins, totals)
     image = replace(image, span=(min(low), max(high)), shown=shown, digest=digest)
-    return image, Ingested(image, HISTOGRAMS, bins)
+    return image, IngestManifest(image, HISTOGRAMS, bins)
 
 
 def _shown(

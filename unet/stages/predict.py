@@ -16,26 +16,27 @@ from uuid import uuid4
 import numpy as np
 import torch
 
-from unet import cluster, store
 from unet.errors import DeviceError, ModelError
-from unet.geometry import read_mirrored, slab_range
-from unet.inference import Inference, WindowRunner
-from unet.ledger import Written
-from unet.location import locate
-from unet.manifest import read_manifest, write_manifest
-from unet.model_folder import find_model
-from unet.plan import Plan
-from unet.reference import Reference, processor_name
+from unet.execution import pool
+from unet.model.folder import find_model
+from unet.network.inference import Inference, WindowRunner
+from unet.network.self_test import Reference, processor_name
+from unet.network.weights import load_network
+from unet.planning.geometry import read_mirrored, slab_range
+from unet.planning.plan import Plan
 from unet.stages.split import read_plan, refuse_changed
-from unet.weights import load_network
-from unet.workspace import Workspace, finish, probabilities, probabilities_group
+from unet.storage import store
+from unet.storage.ledger import Written
+from unet.storage.location import locate
+from unet.storage.manifest import read_manifest, write_manifest
+from unet.storage.workspace import Workspace, finish, probabilities, probabilities_group
 
 DEVICE = threading.Lock()  # of this worker's process: one forward pass at a time, of any run
 LIGHT = 0.25  # of the memory that a worker may use: for processes of light networks together
 
 
 @dataclass(frozen=True)
-class Predicted:
+class PredictManifest:
     """The manifest of one slab."""
 
     fingerprint: str
@@ -94,7 +95,7 @@ class PredictJob:
     def runner(self) -> WindowRunner:
         """What turns the pixels of a block into probabilities."""
         plan = self.plan
-        torch.set_num_threads(self.threads or cluster.cores_of_worker())
+        torch.set_num_threads(self.threads or pool.cores_of_worker())
         spec = find_model(plan.model)
         if spec.fingerprint != plan.model_fingerprint:
             raise ModelError(
@@ -124,7 +125,7 @@ class PredictJob:
         return "cuda" if there and self.device != "cpu" else "cpu"
 
 
-def run(place: Workspace, slab: int, slabs: int, machines: cluster.Machines, device: str) -> None:
+def run(place: Workspace, slab: int, slabs: int, machines: pool.Machines, device: str) -> None:
     """Predict slab number `slab` of `slabs`, and write its manifest."""
     plan = read_plan(place)
     refuse_changed(plan.image)
@@ -132,13 +133,13 @@ def run(place: Workspace, slab: int, slabs: int, machines: cluster.Machines, dev
     blocks = slab_range(slab, slabs, plan.blocks)
     machines = machines.at_least(processes(plan)).fitting(len(blocks), plan.worker_bytes)
     writer = f"slab-{slab + 1}-of-{slabs}"
-    with place.claimed(blocks), cluster.connect(machines) as client:
+    with place.claimed(blocks), pool.connect(machines) as client:
         named = job(place, plan, machines, device)
         named = replace(named, name=f"{named.name} {slab + 1}/{slabs}")
         finish(client, named, target, blocks, writer, machines)
     refuse_changed(plan.image)
     manifest = place.root / "predict" / f"{slab + 1}-of-{slabs}.json"
-    write_manifest(manifest, Predicted(plan.fingerprint, slab, slabs, len(blocks)))
+    write_manifest(manifest, PredictManifest(plan.fingerprint, slab, slabs, len(blocks)))
 
 
 def processes(plan: Plan) -> int:
@@ -149,7 +150,7 @@ def processes(plan: Plan) -> int:
     return max(1, int(plan.memory * LIGHT) // plan.worker_bytes)
 
 
-def job(place: Workspace, plan: Plan, machines: cluster.Machines, device: str) -> PredictJob:
+def job(place: Workspace, plan: Plan, machines: pool.Machines, device: str) -> PredictJob:
     """What predicts blocks of a plan, with the reference window that its workers are held to."""
     predicting = PredictJob(
         name=f"predict {place.name}",
@@ -183,7 +184,7 @@ def crew(
     cores: int,
     block_seconds: float | None = None,
     mem_mb: int | None = None,
-) -> tuple[cluster.Machines, str]:
+) -> tuple[pool.Machines, str]:
     """The machines for the network, and the device that each of their workers has to use.
 
     wanted, gpus  as `choose_devices` has them
@@ -192,7 +193,7 @@ def crew(
     Raises DeviceError where one was asked for here and none is there.
     """
     devices = () if address else choose_devices(wanted, gpus)
-    machines = cluster.Machines.for_network(address, devices, cores, block_seconds, mem_mb)
+    machines = pool.Machines.for_network(address, devices, cores, block_seconds, mem_mb)
     if devices or (address and gpus and wanted != "cpu"):
         return machines, "gpu"
     return machines, wanted if address else "cpu"

@@ -1,8 +1,8 @@
 """split: decide everything about one image, and write it down as its plan.
 
 Here the image meets the model: channels and dimensions are compared, normalisation is derived from
-the statistics of the whole image, and blocks, windows and memory are laid out by `unet.plan`. It
-reads manifests only, never pixels, and refuses what cannot work before anything expensive runs.
+the statistics of the whole image, and blocks, windows and memory are laid out by `unet.planning`.
+It reads manifests only, never pixels, and refuses what cannot work before anything expensive runs.
 """
 
 from __future__ import annotations
@@ -12,25 +12,25 @@ from dataclasses import replace
 
 import numpy as np
 
-from unet import store
-from unet.contents import Footprint, footprint, to_write
 from unet.errors import SourceError
-from unet.manifest import read_manifest, write_manifest
-from unet.model_folder import ModelSpec, find_model
-from unet.plan import ImageRef, Plan, Request, make_plan
-from unet.room import refuse_little_room
-from unet.stages.ingest import Ingested
-from unet.statistics import Summary
-from unet.workspace import Workspace, probabilities
+from unet.model.folder import ModelSpec, find_model
+from unet.model.normalisation import Summary
+from unet.planning.plan import ImageRef, Plan, SplitOptions, make_plan
+from unet.planning.result_layout import Footprint, footprint, to_write
+from unet.stages.ingest import IngestManifest
+from unet.storage import store
+from unet.storage.disk_space import refuse_little_room
+from unet.storage.manifest import read_manifest, write_manifest
+from unet.storage.workspace import Workspace, probabilities
 
 log = logging.getLogger(__name__)
 
 ODD_SCALE = 1.5
 
 
-def run(place: Workspace, model: str, request: Request, slabs: int) -> Plan:
+def run(place: Workspace, model: str, request: SplitOptions, slabs: int) -> Plan:
     """Plan one image and write the plan. Raises ModelError and PlanError."""
-    ingested = read_manifest(place.manifest("ingest"), Ingested)
+    ingested = read_manifest(place.manifest("ingest"), IngestManifest)
     spec = find_model(model)
     _check_fit(ingested.image, spec)
     refuse_changed(ingested.image)

@@ -20,20 +20,21 @@ from typing import Any
 
 import numpy as np
 
-from unet import cluster, ome, store
-from unet.contents import image_arrays, level_factors, mask_arrays
-from unet.decision import decide
-from unet.durable import sync_folder
 from unet.errors import ConfigError, StoreError
-from unet.geometry import Sizes, block_box
-from unet.layout import Layout, without_channels
-from unet.ledger import Written
-from unet.location import Location, RemotePath, link_tree, locate
-from unet.manifest import fingerprint, write_manifest
-from unet.plan import RESULTS, ImageRef, Plan
-from unet.pyramid import LevelJob, channels_at_once
+from unet.execution import pool
+from unet.model.classify import decide
+from unet.planning.geometry import Sizes, block_box
+from unet.planning.layout import Layout, without_channels
+from unet.planning.plan import RESULTS, ImageRef, Plan
+from unet.planning.result_layout import image_arrays, level_factors, mask_arrays
+from unet.stages.pyramid import LevelJob, channels_at_once
 from unet.stages.split import read_plan, refuse_changed
-from unet.workspace import Target, Workspace, finish, probabilities, probabilities_group
+from unet.storage import ome, store
+from unet.storage.durable import sync_folder
+from unet.storage.ledger import Written
+from unet.storage.location import Location, RemotePath, link_tree, locate
+from unet.storage.manifest import fingerprint, write_manifest
+from unet.storage.workspace import Target, Workspace, finish, probabilities, probabilities_group
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ NAMED_HOLES = 5
 
 
 @dataclass(frozen=True)
-class Stitched:
+class StitchManifest:
     """The manifest of the stage: what the result was made of, and where it is."""
 
     result: str
@@ -110,7 +111,7 @@ class ImageJob:
         return copy
 
 
-def run(place: Workspace, choice: Choice, machines: cluster.Machines) -> None:
+def run(place: Workspace, choice: Choice, machines: pool.Machines) -> None:
     """Stitch one image and write its manifest.
 
     Raises StoreError where a block is missing; an earlier result is then as it was.
@@ -131,7 +132,7 @@ def run(place: Workspace, choice: Choice, machines: cluster.Machines) -> None:
         store.sweep(probabilities_group(plan, place))
         refuse_holes(plan, source)
         machines = machines.moving(plan.blocks, most_at_once(plan, choice))
-        with cluster.connect(machines) as client:
+        with pool.connect(machines) as client:
             builder = Builder(place, plan, group, place.ledger(work), client, machines)
             shown = builder.image() if choice.image else {}
             builder.mask(choice.threshold)
@@ -139,7 +140,7 @@ def run(place: Workspace, choice: Choice, machines: cluster.Machines) -> None:
         if not is_there:
             store.write_attributes(group, {**shown, "unet": {"run": work.name}})
             publish(group, result)
-    manifest = Stitched(str(result), str(result / MASK), work.name)
+    manifest = StitchManifest(str(result), str(result / MASK), work.name)
     write_manifest(place.manifest("stitch"), manifest)
     log.info("%s: the mask is %s", place.name, manifest.mask)
 
@@ -228,8 +229,8 @@ class Builder:
     plan: Plan
     group: Location
     ledgers: Path
-    client: cluster.Client
-    machines: cluster.Machines
+    client: pool.Client
+    machines: pool.Machines
 
     def image(self) -> dict[str, Any]:
         """The image and its smaller levels. Returns its description."""
@@ -273,7 +274,7 @@ class Builder:
             job = LevelJob(title, str(group), level, layout.axes, block, factors, kind)
             self._finish(job, group, level, layout)
 
-    def _finish(self, job: cluster.Job, group: Location, level: int, layout: Layout) -> None:
+    def _finish(self, job: pool.Job, group: Location, level: int, layout: Layout) -> None:
         pixels = store.create(group, str(level), layout)
         block = without_channels(layout.shard)
         name = "image" if group == self.group.absolute() else MASK.name

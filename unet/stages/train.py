@@ -29,20 +29,20 @@ import torch
 from numpy.typing import NDArray
 from torch.multiprocessing.spawn import start_processes
 
-from unet import picture
-from unet.decision import decide
 from unet.errors import DeviceError, RunError, UserError
-from unet.manifest import fingerprint, write_whole
-from unet.metrics import Tally
-from unet.model import UNet
+from unet.evaluation import picture
+from unet.evaluation.metrics import Tally
+from unet.model.classify import decide
+from unet.network.unet import UNet
+from unet.network.weights import save_model
 from unet.stages.predict import choose_devices
+from unet.storage.manifest import fingerprint, write_whole
 from unet.training import checkpoint
 from unet.training.config import Training
 from unet.training.labelled import Labelled, Split, identity, normalised_by, read_all
 from unet.training.sampling import Sampler
 from unet.training.targets import target
 from unet.training.trainer import Team, Trainer, fresh, joined, memory_needed, probabilities
-from unet.weights import save_model
 
 log = logging.getLogger(__name__)
 
@@ -168,7 +168,7 @@ def _tallied(
         objects = part.labels if part.said.values is None else None
         truth = wanted if objects is None else (objects > 0).astype(np.uint8)
         tallies.setdefault(part.said.set, empty).add(mask, truth, objects, part.annotated)
-    return {name: tally.figures() for name, tally in tallies.items()}
+    return {name: tally.scores() for name, tally in tallies.items()}
 
 
 def _quick_figures(

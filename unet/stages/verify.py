@@ -3,8 +3,9 @@
 First every shard of the image's copy, the probabilities and the result is read: the checksums in
 the codec find a changed bit, and each pixel of the mask is decided once more. A damaged block is
 named and made again by the stage that made it, and by no other block. Then a sample of the image is
-predicted again through other blocks and other windows, see `unet.proof`, and compared with what is
-stored. The figures go into `verify.json` and into the attributes of the result.
+predicted again through other blocks and other windows, see `unet.planning.cross_check`, and
+compared with what is stored. The figures go into `verify.json` and into the attributes of the
+result.
 """
 
 from __future__ import annotations
@@ -19,24 +20,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unet import cluster, store
-from unet.contents import mask_arrays
-from unet.decision import decide
 from unet.errors import ModelError, RunError, StoreError
-from unet.geometry import Sizes, read_mirrored, round_up, slab_range
-from unet.inference import WindowRunner
-from unet.integrity import Damaged, Stored, levels, read_all
-from unet.ledger import processors
-from unet.location import Location, locate
-from unet.manifest import read_manifest, write_manifest
-from unet.plan import Plan, shrink
-from unet.proof import chosen, other_core, shifted_box
-from unet.reference import processor_name, tolerance
+from unet.execution import pool
+from unet.model.classify import decide
+from unet.network.inference import WindowRunner
+from unet.network.self_test import processor_name, tolerance
+from unet.planning.cross_check import chosen, other_core, shifted_box
+from unet.planning.geometry import Sizes, read_mirrored, round_up, slab_range
+from unet.planning.plan import Plan, shrink
+from unet.planning.result_layout import mask_arrays
 from unet.sources.base import SourceSpec
 from unet.stages import ingest, predict, stitch
+from unet.stages.integrity import DamagedBlock, Stored, levels, read_all
 from unet.stages.predict import DEVICE, PredictJob
 from unet.stages.split import read_plan, refuse_changed
-from unet.workspace import Workspace, probabilities
+from unet.storage import store
+from unet.storage.ledger import processors
+from unet.storage.location import Location, locate
+from unet.storage.manifest import read_manifest, write_manifest
+from unet.storage.workspace import Workspace, probabilities
 
 log = logging.getLogger(__name__)
 
@@ -63,8 +65,8 @@ class Asked:
 class Crews:
     """The machines of the stages that move pixels, and of the network; and its device."""
 
-    data: cluster.Machines
-    network: cluster.Machines
+    data: pool.Machines
+    network: pool.Machines
     device: str
 
 
@@ -100,7 +102,7 @@ class Numerics:
 
 
 @dataclass(frozen=True)
-class Verified:
+class VerifyManifest:
     """The manifest of the stage.
 
     run        of the result that was verified
@@ -124,7 +126,7 @@ class Verified:
 
 
 @dataclass(frozen=True)
-class Compared:
+class BlockComparison:
     """One block of the proof: how it agrees, in float32 too if that is another, and where."""
 
     agreement: Agreement
@@ -141,7 +143,7 @@ class ProofJob:
     mask: Stored
     threshold: float
 
-    def open(self) -> Callable[[int], Compared]:
+    def open(self) -> Callable[[int], BlockComparison]:
         """Load the network on a worker, with other windows than the run's."""
         plan = self.predicting.plan
         source = store.open_image(plan.image)
@@ -151,7 +153,7 @@ class ProofJob:
         runner = self.predicting.checked_runner()
         exact = None if plan.precision == "float32" else self._exact().runner()
 
-        def prove(index: int) -> Compared:
+        def prove(index: int) -> BlockComparison:
             box = shifted_box(index, plan)
             reads = replace(box, stop=_on_lattice(box.start, box.shape, plan.stride))
             pixels = read_mirrored(source.read, reads.grow(plan.halo), plan.image.shape)
@@ -162,7 +164,7 @@ class ProofJob:
 
             with DEVICE:
                 exactly = against(exact) if exact else Agreement()
-                return Compared(against(runner), exactly, processor)
+                return BlockComparison(against(runner), exactly, processor)
 
         return prove
 
@@ -194,7 +196,7 @@ def run(place: Workspace, asked: Asked, crews: Crews) -> None:
     """
     plan = read_plan(place)
     refuse_changed(plan.image)
-    stitched = read_manifest(place.manifest("stitch"), stitch.Stitched)
+    stitched = read_manifest(place.manifest("stitch"), stitch.StitchManifest)
     name, result = stitched.fingerprint, locate(stitched.result)
     if name != place.work("stitch", stitch.fingerprint_of(plan, asked.choice, place)).name:
         raise StoreError(
@@ -221,13 +223,13 @@ def _refuse_another(result: Location, run: str) -> None:
         )
 
 
-def _proved(place: Workspace, plan: Plan, asked: Asked, crews: Crews) -> Verified:
+def _proved(place: Workspace, plan: Plan, asked: Asked, crews: Crews) -> VerifyManifest:
     """Predict the sample and judge it; what was read before is filled in by the caller."""
     agreement, float32, verified_by = _prove(place, plan, asked, crews)
     computed_by = processors(probabilities(plan, place).ledger)
     allowed = tolerance(plan, computed_by | verified_by)
     passed = agreement.largest_difference <= allowed
-    return Verified(
+    return VerifyManifest(
         run="",
         shards=0,
         made_again=(),
@@ -243,7 +245,7 @@ def _proved(place: Workspace, plan: Plan, asked: Asked, crews: Crews) -> Verifie
     )
 
 
-def _publish(result: Location, verified: Verified) -> None:
+def _publish(result: Location, verified: VerifyManifest) -> None:
     recorded = store.read_attributes(result)["unet"]
     store.write_attributes(result, {"unet": {**recorded, "verify": asdict(verified)}})
     found = verified.agreement
@@ -262,7 +264,7 @@ def _publish(result: Location, verified: Verified) -> None:
 
 
 def _make_again(
-    place: Workspace, plan: Plan, asked: Asked, crews: Crews, damaged: list[Damaged]
+    place: Workspace, plan: Plan, asked: Asked, crews: Crews, damaged: list[DamagedBlock]
 ) -> None:
     """Have the stages make what is damaged, and only that.
 
@@ -274,7 +276,7 @@ def _make_again(
     place = replace(place, again=again)
     if "image copy" in again:
         ingest.run(asked.source, place, crews.data)
-        image = read_manifest(place.manifest("ingest"), ingest.Ingested).image
+        image = read_manifest(place.manifest("ingest"), ingest.IngestManifest).image
         if image != plan.image:
             raise StoreError(
                 f"Expected {asked.source.path} as it was when it was ingested, to make the "
@@ -301,13 +303,13 @@ def _prove(
     result = stitch.result_of(place, plan, asked.choice).absolute()
     (mask, *_) = levels("mask", result / stitch.MASK, mask_arrays(plan))
     job = ProofJob(f"verify {place.name}", predicting, mask, asked.choice.threshold)
-    found: list[Compared] = []
+    found: list[BlockComparison] = []
 
-    def hear(_block: int, compared: Compared) -> None:
+    def hear(_block: int, compared: BlockComparison) -> None:
         found.append(compared)
 
-    with cluster.connect(machines) as client:
-        cluster.run(client, job, iter(blocks), hear, machines.in_flight, machines.block_seconds)
+    with pool.connect(machines) as client:
+        pool.run(client, job, iter(blocks), hear, machines.in_flight, machines.block_seconds)
     return (
         sum((each.agreement for each in found), Agreement()),
         sum((each.float32 for each in found), Agreement()),

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from unet.errors import StoreError
-from unet.manifest import write_whole
-from unet.model import UNet
+from unet.network.unet import UNet
+from unet.storage.manifest import write_whole
 
 Row = dict[str, Any]
 

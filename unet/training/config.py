@@ -8,14 +8,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from unet.architecture import Architecture
 from unet.config import checked, plain, spec_of
 from unet.errors import ConfigError, UserError
-from unet.geometry import Sizes
-from unet.location import Location, locate
-from unet.model_folder import find_model
+from unet.model.architecture import Architecture
+from unet.model.folder import find_model
+from unet.planning.geometry import Sizes
 from unet.sources import local_files
 from unet.sources.base import SourceSpec
+from unet.storage.location import Location, locate
 
 Range = tuple[int, int]
 Part = dict[str, Range]

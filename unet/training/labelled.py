@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from scipy import ndimage  # type: ignore[import-untyped]
 
 from unet.errors import SourceError
-from unet.geometry import Box
-from unet.labels import classes_of
-from unet.model_folder import file_sha256
+from unet.evaluation.labels import classes_of
+from unet.model.folder import file_sha256
+from unet.model.normalisation import Normalisation, summarise
+from unet.planning.geometry import Box
 from unet.sources import open_source
 from unet.sources.base import SourceSpec
-from unet.statistics import Normalisation, summarise
 from unet.training.config import LabelledImage, Part, Training
 
 INSTANCES = np.iinfo(np.int32).max

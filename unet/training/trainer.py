@@ -33,14 +33,14 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 from unet.errors import RunError
-from unet.geometry import Box, read_mirrored, round_up
-from unet.inference import DTYPES, Inference, WindowRunner
-from unet.model import CHANNELS_LAST, UNet
-from unet.plan import lattice
+from unet.network.inference import DTYPES, Inference, WindowRunner
+from unet.network.unet import CHANNELS_LAST, UNet
+from unet.planning.geometry import Box, read_mirrored, round_up
+from unet.planning.plan import lattice
 from unet.training import checkpoint
-from unet.training.adopt import adopt
 from unet.training.checkpoint import Row, State
 from unet.training.config import Training
+from unet.training.pretrained import load_pretrained
 from unet.training.sampling import Sample, Sampler
 
 log = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ def fresh(training: Training, channels: int, device: str) -> State:
     a = training.architecture(channels)
     network = UNet(a.in_channels, a.classes, a.width, a.depth, a.dims, a.kernels, a.pools)
     if training.start is not None:
-        adopt(network, training.start)
+        load_pretrained(network, training.start)
     network.to(device)
     mean = copy.deepcopy(network).eval()
     if training.network.dropout:

@@ -9,9 +9,9 @@ from snakemake.exceptions import WorkflowError
 
 from unet.config import read_config, scheduler_address
 from unet.errors import UserError
-from unet.location import locate
-from unet.model_folder import find_model
-from unet.sources import local_files, look
+from unet.storage.location import locate
+from unet.model.folder import find_model
+from unet.sources import local_files, file_signature
 from unet.training.config import read_training
 
 VERSION = version("unet-stitch")
@@ -114,7 +114,7 @@ def source_of(wildcards):
 @cache
 def look_at(path):
     """Another text when an image changed: Snakemake itself looks whether files are newer only."""
-    return "" if path in DOWNLOADS else look(path, LOOKED_AT)
+    return "" if path in DOWNLOADS else file_signature(path, LOOKED_AT)
 
 
 def look_of(wildcards):

@@ -1,0 +1,1 @@
+"""How good a mask is, and how it looks beside its labels."""

@@ -1,0 +1,1 @@
+"""Where blocks are computed: Dask workers, the jobs they do, and how a killed run resumes."""

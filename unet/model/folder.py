@@ -1,0 +1,155 @@
+"""A model on disk: a folder with `model.yaml` and its weights, and nothing that executes.
+
+    unet/shipped_models/fluo-nuclei/
+        model.yaml             what the network is, what it expects, what it saw, whose it is
+        weights.safetensors    its trained numbers, named by sha256 in model.yaml
+
+A plain PyTorch state dict (`weights.pt`) may stand in for the safetensors file; it is read with
+`weights_only=True`, so it cannot run code either. Everything is checked before any image is read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonschema import Draft202012Validator
+
+from unet.errors import ModelError
+from unet.model.architecture import Architecture
+from unet.model.normalisation import Normalisation
+
+SHIPPED = Path(__file__).resolve().parent.parent / "shipped_models"
+SCHEMA = Path(__file__).resolve().with_name("model.schema.yaml")
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A model's description, read and checked, without its weights.
+
+    classes      names of the network's output channels; the first is the background
+    channels     names of the image channels it expects
+    pixel_size   micrometres per pixel of the images it was trained on, y and x; None if it
+                 does not matter
+    fingerprint  sha256 over the weights, the network and the normalisation: two models with the
+                 same fingerprint predict the same
+    """
+
+    folder: Path
+    name: str
+    architecture: Architecture
+    classes: tuple[str, ...]
+    channels: tuple[str, ...]
+    normalisation: Normalisation
+    pixel_size: float | None
+    weights: Path
+    weights_sha256: str
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hex sha256 of all that the prediction of given pixels depends on, but the device."""
+        said = (self.weights_sha256, self.architecture, self.normalisation)
+        return hashlib.sha256(repr(said).encode()).hexdigest()
+
+    def refuse_channels(self, names: tuple[str, ...], path: str) -> None:
+        """Raise ModelError if an image does not have as many channels as the network."""
+        wanted = self.architecture.in_channels
+        if len(names) == wanted:
+            return
+        advice = (
+            f"Choose them with `channels`, for example `channels: [{', '.join(names[:wanted])}]`"
+            if len(names) > wanted
+            else "Choose another model: channels that are not in the image cannot be made up"
+        )
+        raise ModelError(
+            f"Expected an image with {wanted} channels ({', '.join(self.channels)}) for the model "
+            f"{self.name}, got {len(names)} ({', '.join(names)}) in {path}. {advice}."
+        )
+
+    def refuse_plane(self, zyx: tuple[int, ...], path: str) -> None:
+        """Raise ModelError if a 3D network is for an image of one plane."""
+        if self.architecture.dims == 3 and zyx[0] == 1:
+            raise ModelError(
+                f"Expected a stack for the 3D model {self.name}, got a single plane of shape "
+                f"{zyx[1:]} in {path}. Choose a 2D model, or name the axes with `axes`."
+            )
+
+
+def find_model(name_or_path: str | Path) -> ModelSpec:
+    """Read the description of a shipped model (a name) or of any folder (a path).
+
+    Checks the weights' sha256, so that a damaged file is found before an image is opened.
+    Raises ModelError.
+    """
+    folder = _folder(name_or_path)
+    described = _described(folder)
+    weights = folder / described["weights"]["file"]
+    if weights.parent != folder or not weights.is_file():
+        raise ModelError(
+            f"Expected the weights at {weights}, as model.yaml says, and found no file there. "
+            f"Copy the file into the model's folder, or mend `weights: file`."
+        )
+    found = file_sha256(weights)
+    stated = described["weights"].get("sha256")
+    if stated is not None and stated != found:
+        raise ModelError(
+            f"Expected {weights} to have the sha256 {stated}, got {found}: the file is damaged "
+            f"or is another version. Fetch it again, or state the new sha256 in model.yaml."
+        )
+    network = dict(described["network"])
+    architecture = Architecture.of(classes=len(described["classes"]), **network)
+    channels = tuple(described.get("channels") or map(str, range(architecture.in_channels)))
+    if len(channels) != architecture.in_channels:
+        raise ModelError(
+            f"Expected {architecture.in_channels} names in `channels` of {folder}/model.yaml, one "
+            f"for each of the network's in_channels, got {len(channels)}."
+        )
+    return ModelSpec(
+        folder=folder,
+        name=described["name"],
+        architecture=architecture,
+        classes=tuple(described["classes"]),
+        channels=channels,
+        normalisation=Normalisation(**described["normalisation"]),
+        pixel_size=described.get("pixel_size"),
+        weights=weights,
+        weights_sha256=found,
+    )
+
+
+def file_sha256(path: Path) -> str:
+    """The sha256 of a file's bytes, as hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _folder(name_or_path: str | Path) -> Path:
+    given = Path(name_or_path)
+    is_name = isinstance(name_or_path, str) and given.name == name_or_path
+    folder = SHIPPED / given if is_name and (SHIPPED / given).is_dir() else given
+    if not (folder / "model.yaml").is_file():
+        shipped = ", ".join(sorted(p.name for p in SHIPPED.glob("*/") if p.is_dir())) or "none"
+        raise ModelError(
+            f"Expected a model's name or the path of a folder with a model.yaml, got "
+            f"{str(name_or_path)!r}. The models that come with the workflow: {shipped}."
+        )
+    return folder.resolve()
+
+
+def _described(folder: Path) -> dict[str, Any]:
+    path = folder / "model.yaml"
+    try:
+        described = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        said = " ".join(str(error).split())
+        raise ModelError(f"Expected YAML in {path}, but it does not parse: {said}.") from error
+    schema = yaml.safe_load(SCHEMA.read_text(encoding="utf-8"))
+    errors = list(Draft202012Validator(schema).iter_errors(described))
+    if errors:
+        said = "; ".join(f"{e.json_path.removeprefix('$.') or 'file'}: {e.message}" for e in errors)
+        raise ModelError(f"Expected {path} to describe a model, but {said}.")
+    return dict(described)

@@ -1,0 +1,1 @@
+"""The network itself, and all that computes with torch for a prediction."""

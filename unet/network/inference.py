@@ -1,0 +1,278 @@
+"""From pixels to probabilities: the network on windows, and on a whole image at once.
+
+The only module beside the network itself that computes with torch. A window goes to the device in
+the image's own dtype, is normalised there, passes through the network, and only the probabilities
+of its core come back. `predict` is the untiled reference: one window over the whole image. The
+tiled pipeline uses the same `Inference` on many windows, and must give equal numbers.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from unet.errors import DeviceError, ModelError
+from unet.model.architecture import Architecture
+from unet.model.classify import with_background
+from unet.model.folder import ModelSpec, find_model
+from unet.model.normalisation import summarise
+from unet.network.unet import CHANNELS_LAST, UNet
+from unet.network.weights import load_network
+from unet.planning.axes import GRID, ORDER
+from unet.planning.geometry import Box, Halo, Sizes, cores, grid, read_mirrored, round_up
+from unet.planning.plan import lattice, shrink
+
+log = logging.getLogger(__name__)
+
+STRIP = 1 << 16  # values that a CPU's cache holds
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class Inference:
+    """A network on a device, ready for windows.
+
+    network  (B, C, [Z,] Y, X) -> logits of its valid output
+    dims     2 or 3, the network's spatial axes
+    device   such as "cpu" or "cuda:0"
+    precision  "float32", or "bfloat16" for weights and activations (the softmax stays float32)
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        dims: int,
+        offset: Iterable[float],
+        scale: Iterable[float],
+        device: str = "cpu",
+        precision: str = "float32",
+    ) -> None:
+        if precision == "float32":
+            # Else a GPU rounds to 10 bits of mantissa, and picks algorithms by a window's size.
+            torch.backends.cudnn.allow_tf32 = False
+            torch.backends.cuda.matmul.allow_tf32 = False
+            torch.backends.cudnn.benchmark = False
+        self._layout = CHANNELS_LAST[dims]
+        self._dims = dims
+        self._device = torch.device(device)
+        self._dtype = DTYPES[precision]
+        self._network = network.to(device=self._device, dtype=self._dtype).eval()
+        per_channel = (1, -1, *(1,) * dims)
+        self._offset = torch.tensor(list(offset), device=self._device).reshape(per_channel)
+        self._scale = torch.tensor(list(scale), device=self._device).reshape(per_channel)
+
+    @torch.inference_mode()
+    def probabilities(self, windows: list[NDArray[np.generic]]) -> NDArray[np.float32]:
+        """Foreground probabilities of windows (t, c, z, y, x), all of one shape.
+
+        For a 2D network z is 1. Returns (windows, classes - 1, [Z,] Y, X): the valid output.
+        """
+        x = torch.stack([self._tensor(window) for window in windows])  # (B, C, [Z,] Y, X)
+        x = x.to(self._device).to(torch.float32)
+        x = x.sub_(self._offset).mul_(self._scale)
+        x = x.to(self._dtype).contiguous(memory_format=self._layout)
+        logits = self._network(x).to(torch.float32)  #                   (B, K, [Z',] Y', X')
+        if logits.is_cpu:
+            return foreground(logits.numpy())
+        result: NDArray[np.float32] = torch.softmax(logits, dim=1)[:, 1:].cpu().numpy()
+        return result
+
+    def _tensor(self, window: NDArray[np.generic]) -> Tensor:
+        loose = (window.shape[0], window.shape[2])[: 4 - self._dims]
+        if loose != (1,) * len(loose):
+            raise ValueError(f"a window {window.shape} of more planes than the network sees")
+        plane = window[0, :, 0] if self._dims == 2 else window[0]
+        if plane.dtype.byteorder not in "=|" or plane.dtype.kind not in "iuf":
+            plane = plane.astype(np.float32)
+        return torch.from_numpy(np.ascontiguousarray(plane))
+
+
+def centre(found: NDArray[np.float32], core: Sizes, kept: Sizes) -> NDArray[np.float32]:
+    """Of a window's output (classes - 1, [Z,] Y, X) its core, and of that what is in the image.
+
+    core, kept  their shapes on (t, z, y, x). Returns (1, classes - 1, z, y, x).
+    """
+    spatial = found.shape[1:]
+    cut = [(n - c) // 2 for n, c in zip(spatial, core[-len(spatial) :], strict=True)]
+    index = [slice(a, a + k) for a, k in zip(cut, kept[-len(spatial) :], strict=True)]
+    return found[(slice(None), *index)].reshape(1, found.shape[0], *kept[1:])
+
+
+def foreground(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The softmax of logits (B, K, ...) without its first class: (B, K - 1, ...).
+
+    Why not torch's: on a CPU it computes the values at the end of each thread's share by another
+    exponential, so that a pixel's last bit would depend on where in its window it lies.
+    """
+    result = np.empty((logits.shape[0], logits.shape[1] - 1, *logits.shape[2:]), np.float32)
+    rows = max(1, STRIP // math.prod(logits.shape[3:]))
+    for image, found in zip(logits, result, strict=True):
+        for start in range(0, image.shape[1], rows):
+            _softmax(image[:, start : start + rows], found[:, start : start + rows])
+    return result
+
+
+def _softmax(logits: NDArray[np.float32], out: NDArray[np.float32]) -> None:
+    """The softmax of logits (K, ...) without its first class, into `out` (K - 1, ...)."""
+    if len(logits) == 2:  # the sigmoid of their difference: half of the work
+        odds = np.subtract(logits[:1], logits[1:], out=out)
+        with np.errstate(over="ignore"):  # infinite odds are a probability of 0
+            np.exp(odds, out=odds)
+        odds += 1
+        np.reciprocal(odds, out=out)
+        return
+    per_class = np.array(logits, order="C")
+    per_class -= per_class.max(axis=0)
+    np.exp(per_class, out=per_class)
+    total = per_class[0].copy()
+    for values in per_class[1:]:
+        total += values
+    np.divide(per_class[1:], total, out=out)
+
+
+class WindowRunner:
+    """Runs the windows of a block, in batches, and shrinks them where the device is too small."""
+
+    def __init__(
+        self, inference: Inference, stride: Sizes, halo: Halo, core: Sizes, batch: int, classes: int
+    ) -> None:
+        self._inference = inference
+        self._stride, self._halo = stride, halo
+        self._core, self._batch = core, batch
+        self._classes = classes
+
+    def block(self, pixels: NDArray[np.generic], box: Box) -> NDArray[np.float32]:
+        """Probabilities of `box`, as (t, classes - 1, z, y, x), from its pixels and their halo.
+
+        `pixels` (t, c, z, y, x) reaches from the box's start less the halo to its end, rounded
+        up to the stride, plus the halo. Raises DeviceError where no window fits the device.
+        """
+        while True:
+            try:
+                return self._block(pixels, box)
+            except torch.OutOfMemoryError as error:
+                smaller = shrink(self._core, self._stride)
+                if smaller is None:
+                    raise DeviceError(
+                        f"Expected the device to hold a window around a core of {self._core}, the "
+                        f"smallest there is, but it is out of memory: {error}. Use a device with "
+                        f"more memory, or free what other programs hold on it."
+                    ) from error
+                log.warning("out of memory: cores shrink from %s to %s", self._core, smaller)
+                self._core, self._batch = smaller, 1
+                torch.cuda.empty_cache()
+
+    def _block(self, pixels: NDArray[np.generic], box: Box) -> NDArray[np.float32]:
+        t, *rest = box.shape
+        out = np.empty((t, self._classes - 1, *rest), np.float32)
+        origin = box.grow(self._halo).start
+        for batch in self._batches(box):
+            windows = [
+                pixels[_with_channels(core.grow(self._halo).relative_to(origin))] for core in batch
+            ]
+            for core, found in zip(batch, self._inference.probabilities(windows), strict=True):
+                kept = core.clip(box.stop)
+                target = _with_channels(kept.relative_to(box.start))
+                out[target] = centre(found, core.shape, kept.shape)
+        return out
+
+    def _batches(self, box: Box) -> Iterator[list[Box]]:
+        by_shape: dict[Sizes, list[Box]] = {}
+        for core in cores(box, self._core, self._stride):
+            group = by_shape.setdefault(core.shape, [])
+            group.append(core)
+            if len(group) == self._batch:
+                yield by_shape.pop(core.shape)
+        yield from by_shape.values()
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model that is loaded: what it is, and its network."""
+
+    spec: ModelSpec
+    network: UNet
+
+
+def load_model(name_or_path: str | Path) -> Model:
+    """Load a model that comes with the workflow, by name, or any model folder, by path.
+
+    Raises ModelError where the folder or its weights are missing, damaged or contradictory.
+    """
+    spec = find_model(name_or_path)
+    return Model(spec, load_network(spec))
+
+
+def predict(
+    model: Model, image: NDArray[np.generic], axes: str | None = None
+) -> NDArray[np.float32]:
+    """Probabilities of an image in memory, in one window a plane: the reference, for notebooks.
+
+    image  (Y, X), (C, Y, X), (Z, Y, X) or (C, Z, Y, X), as the model's channels and dimensions
+           ask, or (Y, X, C) where only that fits; any other order is named by `axes`, such as
+           "tzyx"
+    Returns (classes, [T,] [Z,] Y, X) float32; the classes of a pixel sum to 1.
+    Raises ModelError where the image does not fit the model, SourceError for NaN.
+    """
+    architecture = model.spec.architecture
+    axes = axes or _guess_axes(image.shape, architecture)
+    pixels = _five_axes(image, axes)  #                            (T, C, Z, Y, X)
+    if pixels.shape[1] != architecture.in_channels or pixels.size == 0:
+        raise ModelError(
+            f"Expected an image with the {architecture.in_channels} channels "
+            f"{model.spec.channels}, got the shape {image.shape} read as {axes!r}. Name the axes, "
+            f"for instance axes='yxc'."
+        )
+    normalisation = model.spec.normalisation
+    channels = np.moveaxis(pixels, 1, 0)
+    affine = normalisation.affine(summarise(channels, normalisation.percentiles))
+    inference = Inference(model.network, architecture.dims, *affine)
+    stride, halo = lattice(architecture)
+    t, _, *zyx = pixels.shape
+    grid_shape = (t, *zyx)
+    found = np.empty((t, architecture.classes - 1, *zyx), np.float32)
+    one = (1, *zyx) if architecture.dims == 3 else (1, 1, *zyx[1:])
+    for position in np.ndindex(*grid(grid_shape, one)):
+        start = tuple(position)
+        box = Box(start, tuple(a + n for a, n in zip(start, one, strict=True)))
+        core = Box(
+            start, tuple(a + round_up(n, s) for a, n, s in zip(start, one, stride, strict=True))
+        )
+        window = read_mirrored(lambda b: pixels[_with_channels(b)], core.grow(halo), grid_shape)
+        (output,) = inference.probabilities([window])
+        found[_with_channels(box)] = centre(output, core.shape, box.shape)
+    result = np.moveaxis(with_background(found), 1, 0)
+    return result.reshape([-1, *(image.shape[axes.index(a)] for a in GRID if a in axes)])
+
+
+def _guess_axes(shape: Sizes, architecture: Architecture) -> str:
+    spatial = "zyx"[-architecture.dims :]
+    if len(shape) == len(spatial):
+        return spatial
+    if shape[0] == architecture.in_channels or architecture.dims == 3:
+        return "c" + spatial
+    return "yxc" if shape[-1] == architecture.in_channels > 1 else "zyx"
+
+
+def _five_axes(image: NDArray[np.generic], axes: str) -> NDArray[np.generic]:
+    if len(axes) != image.ndim or len(set(axes)) < len(axes) or not set(axes) <= set(ORDER):
+        raise ModelError(
+            f"Expected one axis letter of {ORDER!r} for each dimension of the image, got {axes!r} "
+            f"for the shape {image.shape}. Name the axes, for instance axes='yxc'."
+        )
+    ordered = image.transpose([axes.index(axis) for axis in ORDER if axis in axes])
+    present = iter(ordered.shape)
+    return ordered.reshape([next(present) if axis in axes else 1 for axis in ORDER])
+
+
+def _with_channels(box: Box) -> tuple[slice, ...]:
+    t, *rest = box.slices
+    return (t, slice(None), *rest)

@@ -1,0 +1,103 @@
+"""A model's trained numbers: read, compared with the network they are for, and written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+import yaml
+from torch import Tensor
+
+from unet.errors import ModelError
+from unet.model.folder import ModelSpec, file_sha256, find_model
+from unet.network.unet import UNet
+
+
+def load_network(spec: ModelSpec) -> UNet:
+    """Build the network and load its weights: float32, ready to predict.
+
+    Raises ModelError where a tensor is missing, left over, of another shape or not finite.
+    """
+    a = spec.architecture
+    network = UNet(a.in_channels, a.classes, a.width, a.depth, a.dims, a.kernels, a.pools)
+    tensors = read_tensors(spec.weights)
+    wanted = network.state_dict()
+    problems = [f"{name} is missing" for name in sorted(wanted.keys() - tensors.keys())]
+    problems += [f"{name} is unknown" for name in sorted(tensors.keys() - wanted.keys())]
+    problems += [
+        f"{name} is {tuple(tensor.shape)} and should be {tuple(wanted[name].shape)}"
+        for name, tensor in sorted(tensors.items())
+        if name in wanted and tensor.shape != wanted[name].shape
+    ]
+    problems += [
+        f"{name} holds NaN or infinity"
+        for name, tensor in sorted(tensors.items())
+        if not bool(torch.isfinite(tensor).all())
+    ]
+    if problems:
+        shown = "; ".join(problems[:4]) + ("; ..." if len(problems) > 4 else "")
+        raise ModelError(
+            f"Expected in {spec.weights} the weights of the network that "
+            f"{spec.folder / 'model.yaml'} describes, but {shown}. Either the file belongs to "
+            f"another model, or `network` in model.yaml is not what was trained."
+        )
+    network.load_state_dict(tensors)
+    network.eval()
+    return network
+
+
+def save_model(folder: Path, network: UNet, description: dict[str, Any]) -> ModelSpec:
+    """Write a model folder: the weights of `network` and `description` as model.yaml.
+
+    `description` has the keys of `unet/model.schema.yaml` but `network` and `weights`, which are
+    filled in here. Returns the model as it reads back.
+    """
+    a = network.architecture
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = folder / "weights.safetensors"
+    tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
+    weights.write_bytes(safetensors.torch.save(tensors))  # save_file would make it private
+    described = {
+        **description,
+        "network": {
+            "in_channels": a.in_channels,
+            "width": a.width,
+            "depth": a.depth,
+            "dims": a.dims,
+            "kernel": [list(level) for level in a.kernels],
+            "pool": [list(level) for level in a.pools],
+        },
+        "weights": {"file": weights.name, "sha256": file_sha256(weights)},
+    }
+    (folder / "model.yaml").write_text(yaml.safe_dump(described, sort_keys=False, width=100))
+    return find_model(folder)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors or .pt file, by name. Raises ModelError; runs no code of it."""
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except (safetensors.SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
+        raise ModelError(
+            f"Expected weights in {path}, but the file does not read as {path.suffix}: {error}. "
+            f"It is probably truncated; fetch it again."
+        ) from error
+    except Exception as error:
+        # torch raises pickle.UnpicklingError, whose module this project does not import.
+        if type(error).__name__ != "UnpicklingError":
+            raise
+        raise ModelError(
+            f"Expected a plain state dict in {path}, got a pickle that holds code or objects, "
+            f"which is never executed. Save it with torch.save(network.state_dict(), path)."
+        ) from error
+    if not isinstance(loaded, dict) or not all(isinstance(t, Tensor) for t in loaded.values()):
+        raise ModelError(
+            f"Expected a plain state dict (names to tensors) in {path}, got "
+            f"{type(loaded).__name__}. Save it with torch.save(network.state_dict(), path)."
+        )
+    return loaded

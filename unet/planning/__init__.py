@@ -1,0 +1,1 @@
+"""What is decided before a pixel is read: pure functions on integers."""

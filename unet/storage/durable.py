@@ -1,0 +1,43 @@
+"""Files that survive a power cut: written to the disk itself before they are believed.
+
+Why: a system keeps what was written in memory for up to half a minute, and may write a record
+before what it records. A block is recorded only after its shard, and every folder that names it,
+were synchronised. What a server has acknowledged is its to keep.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+from unet.storage.location import Location, RemotePath
+
+NOT_SUPPORTED = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)  # by some network file systems
+
+
+def sync_file(path: Location) -> None:
+    """Have a file's content, and its name in its folder, on the disk."""
+    if isinstance(path, RemotePath):
+        return
+    _sync(path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Location) -> None:
+    """Have the names in a folder on the disk, where the file system can say when they are."""
+    if isinstance(folder, RemotePath):
+        return
+    try:
+        _sync(folder)
+    except OSError as error:
+        if error.errno not in NOT_SUPPORTED:
+            raise
+
+
+def _sync(path: Path) -> None:
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)

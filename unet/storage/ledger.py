@@ -1,0 +1,84 @@
+"""Which blocks are done: an append-only record that a killed run is resumed from.
+
+Why a record and not a look at the store: a file that is there may be from another run. Why lines:
+appending one is all that ending a block costs, and of a torn last line only itself is lost. Each
+line is one JSON object, {"block": 17, "bytes": 48213}; it is believed only if the block's shard is
+there with this size. Where the bytes depend on the processor, the line says "by" which.
+
+Every process writes a file of its own into the ledger's folder, and all read all of them, so that
+slabs of one image can run at the same time and a run may go on with another number of slabs. The
+folder belongs to one fingerprint of all that the blocks depend on: see `unet.storage.workspace`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+
+@dataclass(frozen=True)
+class Written:
+    """A block that is on the disk: the bytes of its shard, and the processor if it matters."""
+
+    bytes: int
+    by: str = ""
+
+
+def recorded(folder: Path) -> Iterator[tuple[int, int]]:
+    """Every block that some process recorded as done, and the bytes of its shard."""
+    for block, written in _entries(folder):
+        yield block, written.bytes
+
+
+def processors(folder: Path) -> set[str]:
+    """The processors that computed the blocks."""
+    return {written.by for _, written in _entries(folder) if written.by}
+
+
+class Ledger:
+    """The record of one process, open for appending."""
+
+    def __init__(self, folder: Path, writer: str) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = folder / f"{writer}.jsonl"
+        self._stream: IO[str] | None = None
+
+    def __enter__(self) -> Self:
+        # A line torn by a kill is closed by this newline; an empty line is skipped.
+        self._stream = self._file.open("a", encoding="utf-8")
+        self._stream.write("\n")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        if self._stream is not None:
+            self._stream.close()
+
+    def add(self, block: int, written: Written) -> None:
+        """Record a block as done, after its shard was written."""
+        if self._stream is None:
+            raise ValueError("Expected an open ledger; use it in a with statement.")
+        entry: dict[str, int | str] = {"block": block, "bytes": written.bytes}
+        if written.by:
+            entry["by"] = written.by
+        self._stream.write(json.dumps(entry) + "\n")
+        self._stream.flush()
+
+
+def _entries(folder: Path) -> Iterator[tuple[int, Written]]:
+    for file in sorted(folder.glob("*.jsonl")):
+        with file.open(encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                try:
+                    entry = json.loads(line)
+                    yield int(entry["block"]), Written(int(entry["bytes"]), entry.get("by", ""))
+                except (ValueError, KeyError, TypeError, AttributeError):
+                    continue  # a torn line: its block is computed again
