@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import planned, predicted_serially
 
+import unet
 from unet.model.classify import decide
 from unet.model.normalisation import summarise
 from unet.network.inference import Inference, WindowRunner
