@@ -9,15 +9,15 @@ from unet.storage.workspace import Workspace
 
 if __name__ == "__main__":
     with report_to(snakemake.log[0]):
-        asked = [
+        evaluations = [
             evaluate.Evaluation(
-                place=Workspace(Path("results", item["name"])),
+                workspace=Workspace(Path("results", item["name"])),
                 image=SourceSpec(**item["source"]),
                 label=SourceSpec(**item["label"]),
                 annotated=item["annotated"] and SourceSpec(**item["annotated"]),
                 values=item["values"] and tuple(item["values"]),
                 measures=tuple(item["measures"]),
             )
-            for item in snakemake.params.asked
+            for item in snakemake.params.evaluations
         ]
-        evaluate.run(asked, Path(snakemake.output.table), Path(snakemake.output.page))
+        evaluate.run(evaluations, Path(snakemake.output.table), Path(snakemake.output.page))

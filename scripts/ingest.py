@@ -4,7 +4,7 @@ from pathlib import Path
 
 from unet.config import scheduler_address
 from unet.console import report_to
-from unet.execution.pool import Machines
+from unet.execution.machines import Machines
 from unet.sources.base import SourceSpec
 from unet.stages import ingest
 from unet.storage.workspace import Workspace

@@ -10,7 +10,7 @@ from unet.storage.workspace import Workspace
 if __name__ == "__main__":
     with report_to(snakemake.log[0]):
         slab, slabs = map(int, snakemake.wildcards.scatteritem.split("-of-"))
-        machines, device = predict.crew(
+        machines, device = predict.network_machines(
             scheduler_address(snakemake.params.scheduler),
             snakemake.params.device,
             snakemake.resources.gpu,
@@ -18,5 +18,5 @@ if __name__ == "__main__":
             snakemake.params.block_seconds,
             snakemake.resources.get("mem_mb"),
         )
-        place = Workspace(Path(snakemake.output[0]).parents[1], snakemake.params.stores)
-        predict.run(place, slab - 1, slabs, machines, device)
+        workspace = Workspace(Path(snakemake.output[0]).parents[1], snakemake.params.stores)
+        predict.run(workspace, slab - 1, slabs, machines, device)

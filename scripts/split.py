@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from unet.console import report_to
-from unet.planning.plan import SplitOptions
+from unet.planning.options import SplitOptions
 from unet.stages import split
 from unet.storage.workspace import Workspace
 
@@ -12,6 +12,6 @@ if __name__ == "__main__":
         split.run(
             Workspace(Path(snakemake.output[0]).parent, snakemake.params.stores),
             snakemake.params.model,
-            SplitOptions(**snakemake.params.request),
+            SplitOptions(**snakemake.params.options),
             snakemake.params.slabs,
         )

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from unet.config import scheduler_address
 from unet.console import report_to
-from unet.execution.pool import Machines
+from unet.execution.machines import Machines
+from unet.planning.options import StitchOptions
 from unet.stages import stitch
 from unet.storage.workspace import Workspace
 
@@ -12,7 +13,7 @@ if __name__ == "__main__":
     with report_to(snakemake.log[0]):
         stitch.run(
             Workspace(Path(snakemake.output[0]).parent, snakemake.params.stores),
-            stitch.Choice(snakemake.params.threshold, snakemake.params.image),
+            StitchOptions(**snakemake.params.options),
             Machines.for_data(
                 scheduler_address(snakemake.params.scheduler),
                 snakemake.threads,

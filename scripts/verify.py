@@ -1,12 +1,13 @@
-"""Adapter from the rule `prove` to `unet.stages.verify`."""
+"""Adapter from the rule `verify_image` to `unet.stages.verify`."""
 
 from pathlib import Path
 
 from unet.config import scheduler_address
 from unet.console import report_to
-from unet.execution.pool import Machines
+from unet.execution.machines import Machines
+from unet.planning.options import StitchOptions
 from unet.sources.base import SourceSpec
-from unet.stages import predict, stitch, verify
+from unet.stages import predict, verify
 from unet.storage.workspace import Workspace
 
 if __name__ == "__main__":
@@ -14,13 +15,13 @@ if __name__ == "__main__":
         params, resources = snakemake.params, snakemake.resources
         address = scheduler_address(params.scheduler)
         limits = (snakemake.threads, params.block_seconds, resources.get("mem_mb"))
-        network, device = predict.crew(address, params.device, resources.gpu, *limits)
+        network, device = predict.network_machines(address, params.device, resources.gpu, *limits)
         verify.run(
             Workspace(Path(snakemake.output[0]).parent, params.stores),
-            verify.Asked(
+            verify.VerifyOptions(
                 SourceSpec(**params.source),
-                stitch.Choice(params.threshold, params.image),
-                **params.proof,
+                StitchOptions(**params.stitch),
+                **params.sample,
             ),
-            verify.Crews(Machines.for_data(address, *limits), network, device),
+            verify.StageMachines(Machines.for_data(address, *limits), network, device),
         )

@@ -18,7 +18,9 @@ import yaml
 from hypothesis import settings
 from numpy.typing import NDArray
 
-from unet.execution.pool import Machines, connect
+from unet.execution.machines import Machines
+from unet.execution.pool import connect
+from unet.model.architecture import Architecture
 from unet.model.folder import ModelSpec
 from unet.network.unet import UNet
 from unet.network.weights import save_model
@@ -66,7 +68,7 @@ def make_tiny_model(folder: Path, seed: int = 0, **network: Any) -> ModelSpec:
     }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        built = UNet(**{"width": 2, "depth": 1, **network})
+        built = UNet(Architecture.of(**{"width": 2, "depth": 1, **network}))
     classes = built.architecture.classes
     said["classes"] = ["background", *(f"class-{number}" for number in range(1, classes))]
     return save_model(folder, built, said)
@@ -113,8 +115,8 @@ def small_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def machines() -> Iterator[Machines]:
     """One worker that tests share: its start takes longer than most of them."""
-    with connect(Machines.for_data(None, 1)) as client:
-        yield Machines.for_data(client.scheduler.address, 1)
+    with connect(Machines.for_data(None, 1)) as workers:
+        yield Machines.for_data(workers.client.scheduler.address, 1)
 
 
 @pytest.fixture(scope="session")

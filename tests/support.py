@@ -15,31 +15,34 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
-from unet.execution.pool import Machines
+from unet.execution.machines import Machines
 from unet.model.folder import ModelSpec
 from unet.model.normalisation import summarise
 from unet.planning.axes import ORDER
+from unet.planning.image import IngestedImage
 from unet.planning.layout import image_block, image_layout
-from unet.planning.plan import ImageRef, Plan, SplitOptions, make_plan
+from unet.planning.options import SplitOptions, StitchOptions
+from unet.planning.plan import Plan, make_plan
 from unet.sources.base import SourceSpec
 from unet.stages import ingest, predict, split, stitch
 from unet.stages.predict import PredictJob
-from unet.storage import store
-from unet.storage.workspace import Workspace, probabilities, probabilities_group
+from unet.stages.probabilities import create_probabilities, probabilities_array
+from unet.storage.store import create_array
+from unet.storage.workspace import Workspace
 
 GENEROUS = 8 * 10**9
-EVERYTHING = stitch.Choice()
+EVERYTHING = StitchOptions()
 ONE_CORE = Machines.for_data(None, 1)
 
 
-def stored(image: NDArray[np.generic], axes: str, folder: Path) -> ImageRef:
+def stored(image: NDArray[np.generic], axes: str, folder: Path) -> IngestedImage:
     """Write an image (axes a part of "tczyx" in this order) to a Zarr store."""
     sizes = dict(zip(axes, image.shape, strict=True))
     shape = tuple(sizes.get(axis, 1) for axis in "tzyx")
     channels = sizes.get("c", 1)
     layout = image_layout(axes, shape, channels, str(image.dtype), image_block(shape))
-    store.create(folder / "image.ome.zarr", "0", layout).array[...] = image
-    return ImageRef(
+    create_array(folder / "image.ome.zarr", "0", layout).array[...] = image
+    return IngestedImage(
         store=str(folder / "image.ome.zarr"),
         copied=True,
         array="0",
@@ -49,7 +52,12 @@ def stored(image: NDArray[np.generic], axes: str, folder: Path) -> ImageRef:
         dtype=str(image.dtype),
         channel_names=tuple(map(str, range(channels))),
         pixel_size={},
+        origin={},
+        block=None,
+        data_range=(0.0, 255.0),
+        contrast_limits=((0.0, 255.0),) * channels,
         digest="of the test",
+        file_signature=None,
     )
 
 
@@ -66,7 +74,7 @@ def planned(
         image=ref,
         model=model,
         affine=(tuple(offset), tuple(scale)),
-        request=replace(SplitOptions(memory=GENEROUS), **request),
+        options=replace(SplitOptions(memory=GENEROUS), **request),
         slabs=1,
     )
 
@@ -75,14 +83,14 @@ def predicted_serially(
     plan: Plan, place: Workspace, blocks: list[int] | None = None
 ) -> NDArray[np.float32]:
     """Predict block after block in this process, and read all probabilities (t, c, z, y, x)."""
-    target = probabilities(plan, place)
-    group = str(probabilities_group(plan, place))
-    do = PredictJob("serial", plan, group, "cpu", threads=2).open()
+    store = create_probabilities(plan, place)
+    do = PredictJob("serial", plan, probabilities_array(plan, place), "cpu", threads=2).open()
     for block in range(plan.blocks) if blocks is None else blocks:
         do(block)
-    whole = target.pixels.array[...]
+    whole = store.array.array[...]
     sizes = iter(whole.shape)
-    return whole.reshape([next(sizes) if axis in plan.axes else 1 for axis in ORDER])
+    axes = store.array.axes
+    return whole.reshape([next(sizes) if axis in axes else 1 for axis in ORDER])
 
 
 def run_stages(
@@ -90,7 +98,7 @@ def run_stages(
     model: ModelSpec,
     place: Workspace,
     slabs: int = 1,
-    choice: stitch.Choice = EVERYTHING,
+    choice: StitchOptions = EVERYTHING,
     machines: Machines = ONE_CORE,
     **request: object,
 ) -> Plan:

@@ -53,7 +53,7 @@ def architectures(draw):
 
 
 def network(a: Architecture) -> UNet:
-    return UNet(a.in_channels, a.classes, a.width, a.depth, a.dims, a.kernels, a.pools)
+    return UNet(a)
 
 
 @settings(max_examples=30, deadline=None)

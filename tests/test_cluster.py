@@ -14,10 +14,12 @@ from support import ONE_CORE
 
 from unet.errors import DeviceError, RunError, SourceError
 from unet.execution import pool
-from unet.execution.pool import Machines
+from unet.execution.dispatch import dispatch
+from unet.execution.machines import Machines
 from unet.execution.worker import JobPlugin, do_block
-from unet.planning.plan import BLOCKS_PER_WORKER
-from unet.stages.predict import choose_devices, crew
+from unet.network.devices import choose_devices
+from unet.planning.memory import BLOCKS_PER_WORKER, mover_bytes
+from unet.stages.predict import network_machines
 
 
 @dataclass(frozen=True)
@@ -37,30 +39,30 @@ class Counting:
         return do
 
 
-def run(client, job, blocks, in_flight=4):
+def run(workers, job, blocks, in_flight=4):
     done = {}
-    pool.run(client, job, iter(blocks), done.__setitem__, in_flight)
+    dispatch(workers.client, job, iter(blocks), done.__setitem__, in_flight)
     return done
 
 
 def test_a_worker_opens_a_job_once(tmp_path):
-    with pool.connect(ONE_CORE) as client:
-        done = run(client, Counting("count", tmp_path), range(50))
+    with pool.connect(ONE_CORE) as workers:
+        done = run(workers, Counting("count", tmp_path), range(50))
     assert sorted(done) == list(range(50))
     assert len(list(tmp_path.glob("opened-*"))) == len(set(done.values())) == 1
 
 
 def test_what_was_opened_is_let_go_of_when_no_block_comes(tmp_path):
     """A client that was killed takes nothing away from the workers of a cluster that stays."""
-    station = JobPlugin(Counting("count", tmp_path), limit=None)
-    station.idle_seconds = 0.2
-    with pool.connect(ONE_CORE) as client:
-        client.register_plugin(station, name=station.name)
+    plugin = JobPlugin(Counting("count", tmp_path), limit=None)
+    plugin.idle_seconds = 0.2
+    with pool.connect(ONE_CORE) as workers:
+        workers.client.register_plugin(plugin, name=plugin.name)
         for _ in range(3):
-            client.submit(do_block, station.name, 1, pure=False).result()
+            workers.client.submit(do_block, plugin.name, 1, pure=False).result()
         assert len(list(tmp_path.glob("opened-*"))) == 1
         time.sleep(1)
-        client.submit(do_block, station.name, 1, pure=False).result()
+        workers.client.submit(do_block, plugin.name, 1, pure=False).result()
     assert len(list(tmp_path.glob("opened-*"))) == 2
 
 
@@ -89,14 +91,13 @@ def test_workers_are_as_many_as_have_work_and_as_fit(cores, blocks, size, networ
 @given(cores=st.integers(1, 50), size=st.integers(1, 10**9), memory=st.integers(1, 10**10))
 def test_workers_that_move_pixels_take_one_block_each_before_they_are_refused(cores, size, memory):
     machines = replace(Machines.for_data(None, cores), memory=memory)
-    alone = replace(machines, threads=1)
-    if memory < alone.mover_bytes(size):
+    if memory < mover_bytes(1, size):
         with pytest.raises(RunError, match="Expected a worker of"):
             machines.moving(100, size)
         return
     found = machines.moving(100, size)
-    assert found.workers * found.mover_bytes(size) <= memory
-    assert found.threads == (2 if machines.mover_bytes(size) <= memory else 1)
+    assert found.workers * mover_bytes(found.threads, size) <= memory
+    assert found.threads == (2 if mover_bytes(2, size) <= memory else 1)
 
 
 def test_workers_of_gpus_are_no_more_than_blocks_and_others_stay():
@@ -118,10 +119,10 @@ def timers() -> int:
 
 
 def test_nothing_of_a_run_stays_on_a_worker_that_stays(tmp_path):
-    with pool.connect(ONE_CORE) as client:
-        run(client, Counting("count", tmp_path), range(20))
+    with pool.connect(ONE_CORE) as workers:
+        run(workers, Counting("count", tmp_path), range(20))
         deadline = time.monotonic() + 20
-        while any(client.run(timers).values()):
+        while any(workers.client.run(timers).values()):
             assert time.monotonic() < deadline, "a timer still holds what was opened"
             time.sleep(0.05)
 
@@ -135,9 +136,9 @@ def test_no_more_blocks_are_handed_out_than_said(tmp_path):
             yield block
 
     ahead = []
-    with pool.connect(ONE_CORE) as client:
-        pool.run(
-            client,
+    with pool.connect(ONE_CORE) as workers:
+        dispatch(
+            workers.client,
             Counting("bounded", tmp_path),
             blocks(),
             lambda *_: ahead.append(len(asked) - len(ahead)),
@@ -153,9 +154,9 @@ def test_two_jobs_share_a_scheduler_that_is_there(tmp_path):
     ) as running:
         machines = Machines.for_network(running.scheduler_address, (), 1)
         with pool.connect(machines) as one, pool.connect(machines) as two:
-            for client, name in ((one, "one"), (two, "two"), (one, "again")):
+            for workers, name in ((one, "one"), (two, "two"), (one, "again")):
                 (tmp_path / name).mkdir()
-                done = run(client, Counting(name, tmp_path / name), range(20))
+                done = run(workers, Counting(name, tmp_path / name), range(20))
                 assert len(list((tmp_path / name).glob("block-*"))) == len(done) == 20
         with Client(running) as still_there:
             assert still_there.submit(sum, [1, 2]).result() == 3
@@ -185,8 +186,8 @@ def test_a_worker_of_many_threads_holds_no_more_blocks_than_memory_was_planned_f
         n_workers=1, threads_per_worker=8, dashboard_address="127.0.0.1:0"
     ) as running:
         machines = Machines.for_network(running.scheduler_address, (), 1)
-        with pool.connect(machines) as client:
-            done = run(client, Held("held", tmp_path), range(60), machines.in_flight)
+        with pool.connect(machines) as workers:
+            done = run(workers, Held("held", tmp_path), range(60), machines.in_flight)
     assert len(done) == 60
     assert max(done.values()) == BLOCKS_PER_WORKER
 
@@ -194,8 +195,8 @@ def test_a_worker_of_many_threads_holds_no_more_blocks_than_memory_was_planned_f
 def test_a_cluster_that_starts_workers_for_tasks_alone_is_waited_for(tmp_path):
     with LocalCluster(n_workers=0, dashboard_address="127.0.0.1:0") as running:
         running.adapt(minimum=0, maximum=1, wait_count=1000)  # and does not end them soon
-        with pool.connect(Machines.for_data(running.scheduler_address, 1)) as client:
-            assert len(run(client, Counting("adapted", tmp_path), range(5))) == 5
+        with pool.connect(Machines.for_data(running.scheduler_address, 1)) as workers:
+            assert len(run(workers, Counting("adapted", tmp_path), range(5))) == 5
 
 
 def test_a_cluster_without_workers_is_an_error(monkeypatch):
@@ -210,9 +211,9 @@ def test_a_cluster_without_workers_is_an_error(monkeypatch):
 
 def test_each_gpu_has_a_worker_of_its_own():
     """Two devices by name, on a machine that need not have them: only placement is seen."""
-    with pool.connect(Machines.for_network(None, ("3", "GPU-7"), 2)) as client:
-        seen = client.run(os.getenv, "CUDA_VISIBLE_DEVICES")
-        threads = client.nthreads()
+    with pool.connect(Machines.for_network(None, ("3", "GPU-7"), 2)) as workers:
+        seen = workers.client.run(os.getenv, "CUDA_VISIBLE_DEVICES")
+        threads = workers.client.nthreads()
     assert sorted(seen.values()) == ["3", "GPU-7"]
     assert set(threads.values()) == {3}
 
@@ -223,8 +224,8 @@ def test_a_gpu_that_was_asked_for_is_never_replaced_by_the_cpu(wanted, gpus, mon
     with pytest.raises(DeviceError, match=r"as asked for, and found none"):
         choose_devices(wanted, gpus)
     with pytest.raises(DeviceError, match=r"as asked for, and found none"):
-        crew(None, wanted, gpus, cores=4)
-    assert crew("tcp://127.0.0.1:1", wanted, gpus, cores=4)[1] == "gpu"
+        network_machines(None, wanted, gpus, cpus=4)
+    assert network_machines("tcp://127.0.0.1:1", wanted, gpus, cpus=4)[1] == "gpu"
 
 
 def test_gpus_are_taken_as_the_scheduler_named_them(monkeypatch):
@@ -249,8 +250,8 @@ def test_an_error_of_every_block_ends_the_run_soon(tmp_path):
             return do
 
     with (
-        pool.connect(ONE_CORE) as client,
+        pool.connect(ONE_CORE) as workers,
         pytest.raises(SourceError, match="something else"),
     ):
-        pool.run(client, Refusing(), iter(range(1000)), lambda *_: None, 4)
+        dispatch(workers.client, Refusing(), iter(range(1000)), lambda *_: None, 4)
     assert len(list(tmp_path.iterdir())) < 20

@@ -16,7 +16,7 @@ from packaging.requirements import Requirement
 
 from unet.config import GIGABYTE, read_config
 from unet.errors import ConfigError
-from unet.planning.plan import SplitOptions
+from unet.planning.options import SplitOptions, StitchOptions
 from unet.sources.base import SourceSpec
 from unet.training.config import SCHEMA as TRAIN_SCHEMA
 from unet.training.config import read_training
@@ -82,10 +82,10 @@ def test_every_key_is_described_and_has_a_default_or_is_required(file):
 def test_defaults_are_filled_in():
     config = read_config(SMALLEST, SCHEMA, made=MADE)
     assert config.images["a"].source == SourceSpec("a.tif")
-    assert config.request == SplitOptions(memory=8 * GIGABYTE)
+    assert config.split == SplitOptions(memory=8 * GIGABYTE)
     assert (config.device, config.scheduler) == ("auto", None)
-    assert (config.threshold, config.with_image) == (0.5, True)
-    assert (config.block_seconds, config.proof) == (None, {"blocks": 16, "seed": 0})
+    assert config.stitch == StitchOptions(threshold=0.5, image=True)
+    assert (config.block_seconds, config.verify) == (None, {"blocks": 16, "seed": 0})
 
 
 def test_what_is_said_goes_before_the_defaults():
@@ -108,9 +108,9 @@ def test_what_is_said_goes_before_the_defaults():
         "a.tif", axes="zyx", level=2, channels=(1, "DAPI"), pixel_size={"x": 0.5}
     )
     wanted = SplitOptions(5 * 10**8, "bfloat16", shard=(64, 64), core=(4, 32, 32), tolerance=0.5)
-    assert config.request == wanted
-    assert (config.device, config.threshold, config.with_image) == ("cpu", 0.3, False)
-    assert (config.block_seconds, config.proof) == (120, {"blocks": 3, "seed": 0})
+    assert config.split == wanted
+    assert (config.device, config.stitch) == ("cpu", StitchOptions(0.3, image=False))
+    assert (config.block_seconds, config.verify) == (120, {"blocks": 3, "seed": 0})
     assert json.dumps(raw) == before, "the configuration was changed by reading it"
 
 

@@ -29,13 +29,15 @@ from conftest import REPOSITORY, ModelMaker, Workflow, files_in, make_tiny_model
 
 from unet.config import read_config
 from unet.console import report_to
-from unet.execution.pool import Machines
+from unet.execution.machines import Machines
 from unet.model.folder import ModelSpec, file_sha256
-from unet.planning.plan import SplitOptions
+from unet.planning.options import SplitOptions, StitchOptions
 from unet.sources.base import SourceSpec
 from unet.stages import ingest, predict, split, stitch
+from unet.stages.manifests import read_plan
+from unet.stages.probabilities import open_probabilities, probabilities_group
 from unet.storage.ledger import recorded
-from unet.storage.workspace import Workspace, probabilities, probabilities_group
+from unet.storage.workspace import Workspace
 
 SCHEMA = REPOSITORY / "workflow" / "schemas" / "config.schema.yaml"
 REQUEST = SplitOptions(memory=10**9, shard=(64, 64), chunk=(32, 32))
@@ -46,7 +48,7 @@ def run_all(source: SourceSpec, model: Path, place: Workspace, machines: Machine
     ingest.run(source, place, machines)
     split.run(place, str(model), REQUEST, slabs=1)
     predict.run(place, 0, 1, machines, "cpu")
-    stitch.run(place, stitch.Choice(), machines)
+    stitch.run(place, StitchOptions(), machines)
 
 
 def mask_of(place: Workspace) -> Any:
@@ -257,7 +259,7 @@ def test_a_threshold_with_three_classes(
     split.run(place, str(make_model(classes=3).folder), REQUEST, slabs=1)
     before = files_in(place.root)
     assert_refused(
-        lambda: stitch.run(place, stitch.Choice(threshold=0.3), machines),
+        lambda: stitch.run(place, StitchOptions(threshold=0.3), machines),
         *("ConfigError", "`threshold` only with a model of two classes, .* has 3"),
         tmp_path / "log",
     )
@@ -384,13 +386,13 @@ def test_a_model_that_changed_since_the_split(
 
 
 def remove_shard(place: Workspace, block: int) -> None:
-    plan = split.read_plan(place)
-    probabilities(plan, place).pixels.shard_file(block, plan.block).unlink()
+    plan = read_plan(place)
+    open_probabilities(plan, place).array.shard_file(block).unlink()
 
 
 def truncate_shard(place: Workspace, block: int) -> None:
-    plan = split.read_plan(place)
-    shard = probabilities(plan, place).pixels.shard_file(block, plan.block)
+    plan = read_plan(place)
+    shard = open_probabilities(plan, place).array.shard_file(block)
     os.truncate(shard, shard.stat().st_size - 1)
 
 
@@ -402,32 +404,32 @@ def test_a_hole_between_predict_and_stitch(
     earlier = files_in(place.root / "work"), files_in(place.result)
     damage(place, 5)
     assert_refused(
-        lambda: stitch.run(place, stitch.Choice(), machines),
+        lambda: stitch.run(place, StitchOptions(), machines),
         *("StoreError", r"1 are missing .* block 5 \(0:1 x 0:1 x 64:128 x 64:128\).*forcerun pred"),
         tmp_path / "log",
     )
     assert files_in(place.result) == earlier[1]
     predict.run(place, 0, 1, machines, "cpu")
     shutil.rmtree(place.result)
-    stitch.run(place, stitch.Choice(), machines)
+    stitch.run(place, StitchOptions(), machines)
     assert_kept({n: c for n, c in earlier[0].items() if "/ledger" not in n}, place.root / "work")
     assert files_in(place.result) == earlier[1]
 
 
 def foreign_array(place: Workspace) -> None:
-    group = probabilities_group(split.read_plan(place), place)
+    group = probabilities_group(read_plan(place), place)
     shutil.rmtree(group / "0")
     zarr.create_array(group / "0", data=np.zeros((1, 9, 9), "u1"))
 
 
 def foreign_axes(place: Workspace) -> None:
-    group = probabilities_group(split.read_plan(place), place)
+    group = probabilities_group(read_plan(place), place)
     shutil.rmtree(group / "0")
     zarr.create_array(group / "0", data=np.zeros((9, 9), "u1"))
 
 
 def damaged_metadata(place: Workspace) -> None:
-    (probabilities_group(split.read_plan(place), place) / "0" / "zarr.json").write_text("{")
+    (probabilities_group(read_plan(place), place) / "0" / "zarr.json").write_text("{")
 
 
 def old_manifest(place: Workspace) -> None:
@@ -456,7 +458,7 @@ def test_what_is_not_ours(
         if stage == "predict":
             predict.run(place, 0, 1, machines, "cpu")
         else:
-            stitch.run(place, stitch.Choice(), machines)
+            stitch.run(place, StitchOptions(), machines)
 
     assert_refused(run, "StoreError", message, tmp_path / "log")
     assert_kept(before, place.root)
@@ -537,7 +539,7 @@ def test_a_full_disk(
             "ingest": lambda: ingest.run(SourceSpec(str(small_image)), place, machines),
             "split": lambda: split.run(place, str(tiny_model.folder), REQUEST, slabs=1),
             "predict": lambda: predict.run(place, 0, 1, machines, "cpu"),
-            "stitch": lambda: stitch.run(place, stitch.Choice(), machines),
+            "stitch": lambda: stitch.run(place, StitchOptions(), machines),
         }
         for name, run in stages.items():
             if name == stage:
@@ -547,9 +549,9 @@ def test_a_full_disk(
                 assert_refused(run, "RunError", told, tmp_path / "log")
                 filler.unlink()
             run()
-        plan = split.read_plan(place)
+        plan = read_plan(place)
         assert_kept(files_in(finished.result), place.result)
-        done = [block for block, _ in recorded(probabilities(plan, place).ledger)]
+        done = [block for block, _ in recorded(open_probabilities(plan, place).ledger)]
         assert sorted(done) == list(range(plan.blocks)), "a block was predicted twice"
 
 
@@ -568,7 +570,7 @@ def test_a_full_disk_where_the_plan_is_written(
     partial.unlink()
     assert_kept(before, place.root)
     run()
-    assert split.read_plan(place).core == (1, 1, 2, 2)
+    assert read_plan(place).core == (1, 1, 2, 2)
 
 
 # --- The configuration --------------------------------------------------------------------------

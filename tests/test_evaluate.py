@@ -95,7 +95,7 @@ def asked(place: Workspace, label: np.ndarray, **changed) -> Evaluation:
     np.save(place.root / "label.npy", label)
     return Evaluation(
         **{
-            "place": place,
+            "workspace": place,
             "image": SourceSpec(str(place.root / "stack.npy"), axes="zyx"),
             "label": SourceSpec(str(place.root / "label.npy"), axes="zyx"),
             "annotated": None,

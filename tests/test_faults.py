@@ -38,15 +38,16 @@ from test_errors import small_disk
 
 from unet.errors import DeviceError, RunError, SourceError, WorkerError, to_user_error
 from unet.execution import dispatch, pool
-from unet.execution.pool import Machines
+from unet.execution.dispatch import dispatch as hand_out
+from unet.execution.machines import Machines
 from unet.model.folder import ModelSpec
 from unet.planning import layout
-from unet.planning.plan import SplitOptions
+from unet.planning.options import SplitOptions, StitchOptions
 from unet.sources.base import SourceSpec
 from unet.stages import ingest, predict, split, stitch
 from unet.storage import disk_space
 from unet.storage.ledger import recorded
-from unet.storage.locks import claimed
+from unet.storage.locks import lock_file
 from unet.storage.workspace import Workspace
 
 pytestmark = pytest.mark.timeout(900)
@@ -94,7 +95,7 @@ def run_stage(name: str, case: Case, place: Workspace, machines: Machines) -> No
     elif name == "predict":
         predict.run(place, 0, 1, machines, "cpu")
     else:
-        stitch.run(place, stitch.Choice(), machines)
+        stitch.run(place, StitchOptions(), machines)
 
 
 @pytest.fixture(scope="module")
@@ -309,8 +310,8 @@ def do_blocks(
     job: Faulty, count: int, machines: Machines = ONE_CORE, limit: float | None = None
 ) -> list[int]:
     done: list[int] = []
-    with pool.connect(machines) as client:
-        pool.run(client, job, iter(range(count)), lambda b, _: done.append(b), 6, limit)
+    with pool.connect(machines) as workers:
+        hand_out(workers.client, job, iter(range(count)), lambda b, _: done.append(b), 6, limit)
     return done
 
 
@@ -333,27 +334,27 @@ def test_a_block_that_always_hangs_is_named_and_the_others_finish(tmp_path: Path
     done: list[int] = []
     job = Faulty("job", tmp_path, "hangs")
     with (
-        pool.connect(ONE_CORE) as client,
+        pool.connect(ONE_CORE) as workers,
         pytest.raises(RunError, match=r"block 3: each worker that tried it died, or took too long"),
     ):
-        pool.run(client, job, iter(range(20)), lambda b, _: done.append(b), 2, 1)
+        hand_out(workers.client, job, iter(range(20)), lambda b, _: done.append(b), 2, 1)
     assert sorted(done) == [block for block in range(20) if block != 3]
 
 
 def test_a_stopped_worker_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """SIGSTOP: it answers nothing more, and no watchdog in it runs."""
-    monkeypatch.setitem(pool.NOT_FOR_EVER, "distributed.scheduler.worker-ttl", 2)
+    monkeypatch.setitem(pool.END_OF_WAITING, "distributed.scheduler.worker-ttl", 2)
     stopped: list[int] = []
     done: list[int] = []
 
     def hear(block: int, _: Any) -> None:
         done.append(block)
         if not stopped:
-            stopped.extend(client.run(os.getpid).values())
+            stopped.extend(workers.client.run(os.getpid).values())
             os.kill(stopped[0], signal.SIGSTOP)
 
-    with pool.connect(ONE_CORE) as client:
-        pool.run(client, Faulty("job", tmp_path, "none"), iter(range(40)), hear, 4)
+    with pool.connect(ONE_CORE) as workers:
+        hand_out(workers.client, Faulty("job", tmp_path, "none"), iter(range(40)), hear, 4)
     assert sorted(done) == list(range(40))
     assert not psutil.pid_exists(stopped[0])
 
@@ -397,10 +398,10 @@ def test_workers_that_die_at_their_start_are_not_started_for_ever(
 
 def test_no_worker_is_waited_for_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatch, "OWN_PATIENCE_SECONDS", 1)
-    with pool.connect(ONE_CORE) as client:
-        client.retire_workers(close_workers=True)
+    with pool.connect(ONE_CORE) as workers:
+        workers.client.retire_workers(close_workers=True)
         with pytest.raises(RunError, match="at least one worker, but for 1 s there was none"):
-            pool.run(client, Faulty("job", tmp_path, ""), iter([1]), lambda *_: None, 4)
+            hand_out(workers.client, Faulty("job", tmp_path, ""), iter([1]), lambda *_: None, 4)
 
 
 def test_bad_input_in_some_blocks_is_named_and_the_others_finish(
@@ -409,10 +410,10 @@ def test_bad_input_in_some_blocks_is_named_and_the_others_finish(
     done: list[int] = []
     job = Faulty("job", tmp_path, "bad input")
     with (
-        pool.connect(machines) as client,
+        pool.connect(machines) as workers,
         pytest.raises(SourceError, match=r"another block than 3.* Also failed: blocks 5\."),
     ):
-        pool.run(client, job, iter(range(20)), lambda b, _: done.append(b), 1)
+        hand_out(workers.client, job, iter(range(20)), lambda b, _: done.append(b), 1)
     assert sorted(done) == [block for block in range(20) if block not in (3, 5)]
 
 
@@ -478,7 +479,7 @@ def claim_elsewhere(place: Workspace, blocks: str = "None") -> subprocess.Popen[
         import sys, time
         from pathlib import Path
         from unet.storage.workspace import Workspace
-        with Workspace(Path({str(place.root)!r})).claimed({blocks}):
+        with Workspace(Path({str(place.root)!r})).lock({blocks}):
             print("claimed", flush=True)
             time.sleep(600)"""
     other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
@@ -499,7 +500,7 @@ def test_a_second_run_of_an_output_is_refused(
             with pytest.raises(RunError, match=r"no other run of .*image, but a process is"):
                 run_stage(stage, case, place, machines)
         assert files_in(place.root) == before
-        with place.claimed(range(case.blocks - 20)):
+        with place.lock(range(case.blocks - 20)):
             pass  # the other slabs of a run do not exclude each other
         other.kill()
         other.wait()
@@ -548,12 +549,12 @@ def test_a_disk_that_becomes_read_only(case: Case, machines: Machines, tmp_path:
 def test_a_quota_ends_the_run_as_a_full_disk_does(machines: Machines, tmp_path: Path) -> None:
     job = Faulty("job", tmp_path, "quota")
     with (
-        pool.connect(machines) as client,
+        pool.connect(machines) as workers,
         pytest.raises(
             RunError, match=r"room on the disk, .*quota exceeded.* What was done is kept"
         ),
     ):
-        pool.run(client, job, iter(range(20)), lambda *_: None, 4)
+        hand_out(workers.client, job, iter(range(20)), lambda *_: None, 4)
 
 
 # --- What changed ---------------------------------------------------------------------------------
@@ -571,7 +572,7 @@ def test_only_what_depends_on_a_change_is_made_again(
         return [(path, path.stat().st_ino) for path in sorted(files)]
 
     copied, predicted = kept("ingest"), kept("predict")
-    stitch.run(place, stitch.Choice(threshold=0.4), machines)
+    stitch.run(place, StitchOptions(threshold=0.4), machines)
     assert (kept("ingest"), kept("predict")) == (copied, predicted)
     split.run(place, str(make_model(seed=7).folder), SMALL_BLOCKS, slabs=1)
     run_stage("predict", replace(case, model=case.model), place, machines)
@@ -581,5 +582,5 @@ def test_only_what_depends_on_a_change_is_made_again(
 
 def test_a_claim_is_free_where_there_is_nothing_to_do(tmp_path: Path) -> None:
     """A slab without blocks: byte 0 for no bytes would mean the whole file."""
-    with claimed(tmp_path / "work" / "lock", range(5, 5)):
+    with lock_file(tmp_path / "work" / "lock", range(5, 5)):
         assert not (tmp_path / "work").exists()

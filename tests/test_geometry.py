@@ -9,16 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unet.planning import geometry
-from unet.planning.geometry import (
-    Box,
-    block_box,
-    core_sizes,
-    cores,
-    grid,
-    mirror,
-    read_mirrored,
-    slab_range,
-)
+from unet.planning.geometry import BlockGrid, Box, mirror, read_mirrored, slab_range
+from unet.planning.lattice import Lattice
 
 SIZES = st.integers(1, 60)
 SHAPES = st.tuples(st.integers(1, 3), st.integers(1, 9), SIZES, SIZES)
@@ -26,35 +18,36 @@ SHAPES = st.tuples(st.integers(1, 3), st.integers(1, 9), SIZES, SIZES)
 
 @st.composite
 def tilings(draw):
-    """An image, a block and a core of it, and the stride of the lattice they lie on."""
+    """The blocks of an image, a core of it, and the lattice that they lie on."""
     shape = draw(SHAPES)
     stride = (1, *(draw(st.sampled_from([1, 2, 4, 6])) for _ in range(3)))
     block = tuple(s * draw(st.integers(1, 5)) for s in stride)
     core = tuple(s * draw(st.integers(1, 4)) for s in stride)
-    return shape, block, core, stride
+    return BlockGrid(shape, block), core, Lattice(stride, ((0, 0),) * 4, 3)
 
 
 @given(tilings())
 def test_blocks_partition_the_image(tiling):
-    shape, block, _, _ = tiling
-    times = np.zeros(shape, int)
-    for index in range(math.prod(grid(shape, block))):
-        times[block_box(index, shape, block).slices] += 1
+    grid, _, _ = tiling
+    times = np.zeros(grid.shape, int)
+    for index in range(grid.count):
+        times[grid.box(index).slices] += 1
     assert (times == 1).all()
 
 
 @given(tilings())
 def test_cores_partition_their_block_and_start_on_the_lattice(tiling):
-    shape, block, core, stride = tiling
-    times = np.zeros([n + s for n, s in zip(shape, stride, strict=True)], int)
-    for index in range(math.prod(grid(shape, block))):
-        box = block_box(index, shape, block)
-        for inner in cores(box, core, stride):
+    grid, core, lattice = tiling
+    stride = lattice.stride
+    times = np.zeros([n + s for n, s in zip(grid.shape, stride, strict=True)], int)
+    for index in range(grid.count):
+        box = grid.box(index)
+        for inner in lattice.cores(box, core):
             assert all(a % s == 0 for a, s in zip(inner.start, stride, strict=True))
             assert all(n % s == 0 for n, s in zip(inner.shape, stride, strict=True))
             assert all(n <= c for n, c in zip(inner.shape, core, strict=True))
             times[inner.clip(box.stop).slices] += 1
-    inside = tuple(slice(n) for n in shape)
+    inside = tuple(slice(n) for n in grid.shape)
     assert (times[inside] == 1).all()
     times[inside] = 0
     assert not times.any()
@@ -62,13 +55,11 @@ def test_cores_partition_their_block_and_start_on_the_lattice(tiling):
 
 @given(tilings())
 def test_cores_are_counted_as_they_are_listed(tiling):
-    shape, block, core, stride = tiling
+    grid, core, lattice = tiling
     listed = [
-        inner.shape
-        for index in range(math.prod(grid(shape, block)))
-        for inner in cores(block_box(index, shape, block), core, stride)
+        inner.shape for index in range(grid.count) for inner in lattice.cores(grid.box(index), core)
     ]
-    counted = core_sizes(shape, block, core, stride)
+    counted = lattice.core_sizes(grid, core)
     for sizes in product(*counted):
         times = math.prod(axis[size] for axis, size in zip(counted, sizes, strict=True))
         assert listed.count(sizes) == times

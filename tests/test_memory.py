@@ -12,13 +12,15 @@ import tifffile
 import zarr
 from support import EVERYTHING, GENEROUS
 
-from unet.execution.pool import Machines, connect
-from unet.planning.plan import BLOCKS_PER_WORKER, SplitOptions
+from unet.execution.machines import Machines
+from unet.execution.pool import connect
+from unet.planning.memory import BLOCKS_PER_WORKER, mover_bytes
+from unet.planning.options import SplitOptions
 from unet.sources.base import SourceSpec
 from unet.stages import ingest, predict, split, stitch
 from unet.storage.workspace import Workspace
 
-ALONE = Machines(address=None, devices=(), cores=1, threads=BLOCKS_PER_WORKER)
+ALONE = Machines(address=None, devices=(), cpus=1, threads=BLOCKS_PER_WORKER)
 CASES = {
     "grey": ("yx", (2100, 2100), "uint8", {"width": 8}, {}),
     "rgb in bfloat16": (
@@ -42,13 +44,13 @@ def one_worker() -> Iterator[tuple[Machines, Callable[[], int]]]:
         with Path("/proc/self/status").open() as status:
             return next(line for line in status if line.startswith("VmHWM:"))
 
-    with connect(ALONE) as client:
+    with connect(ALONE) as workers:
 
         def held() -> int:
-            (said,) = client.run(most_held).values()
+            (said,) = workers.client.run(most_held).values()
             return 1024 * int(said.split()[1])
 
-        yield replace(ALONE, address=client.scheduler.address), held
+        yield replace(ALONE, address=workers.client.scheduler.address), held
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -72,9 +74,9 @@ def test_a_worker_holds_no_more_than_is_planned(case, make_model, tmp_path):
         stitch.run(place, EVERYTHING, machines)
         stitched = held()
     block = math.prod(plan.image.block) * len(plan.image.channel_names) * pixels.itemsize
-    assert ingested <= ALONE.mover_bytes(block)
+    assert ingested <= mover_bytes(ALONE.threads, block)
     assert predicted <= plan.worker_bytes
-    assert stitched <= ALONE.mover_bytes(stitch.most_at_once(plan, EVERYTHING))
+    assert stitched <= mover_bytes(ALONE.threads, stitch.largest_block(plan, EVERYTHING))
 
 
 def test_channels_that_lie_far_apart_are_read_alone(tmp_path):
@@ -84,4 +86,4 @@ def test_channels_that_lie_far_apart_are_read_alone(tmp_path):
     source = SourceSpec(str(tmp_path / "image.zarr"), axes="cyx", channels=(0, 23))
     with one_worker() as (machines, held):
         ingest.run(source, Workspace(tmp_path / "image"), machines)
-        assert held() <= ALONE.mover_bytes(2 * noise[0].nbytes)
+        assert held() <= mover_bytes(ALONE.threads, 2 * noise[0].nbytes)

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unet.errors import ModelError
+from unet.model.architecture import Architecture
 from unet.network.unet import Conv2d, Conv3d, ConvTranspose2d, ConvTranspose3d, UNet, crop_image
 
 
@@ -34,7 +35,7 @@ def test_weights_are_drawn_as_he_2015_says():
 
 def test_an_illegal_size_names_the_legal_ones():
     with pytest.raises(ModelError, match="556 and 572"):
-        UNet(width=1)(torch.zeros((1, 1, 572, 571)))
+        UNet(Architecture.of(width=1))(torch.zeros((1, 1, 572, 571)))
 
 
 def test_crop_image_takes_the_centre():

@@ -12,6 +12,7 @@ import yaml
 from conftest import make_tiny_model
 
 from unet.errors import ModelError
+from unet.model.architecture import Architecture
 from unet.model.folder import SHIPPED, find_model
 from unet.model.normalisation import Normalisation
 from unet.network.unet import UNet
@@ -36,7 +37,7 @@ def rewrite(folder: Path, **changes: object) -> None:
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_what_is_saved_comes_back(name, tmp_path):
-    network = UNet(**NETWORKS[name])
+    network = UNet(Architecture.of(**NETWORKS[name]))
     a = network.architecture
     classes = [f"class {number}" for number in range(a.classes)]
     said = {
@@ -60,7 +61,7 @@ def test_what_is_saved_comes_back(name, tmp_path):
 
 
 def test_it_predicts_as_the_network_that_was_saved(tmp_path):
-    network = UNet(width=2, depth=1).eval()
+    network = UNet(Architecture.of(width=2, depth=1)).eval()
     said = {"name": "a", "classes": ["b", "n"], "normalisation": {"method": "zscore"}}
     loaded = load_network(save_model(tmp_path, network, said))
     image = torch.randn((1, 1, 40, 40))
@@ -74,7 +75,7 @@ def test_equal_models_have_equal_fingerprints_and_others_do_not(tmp_path):
     others = [
         make_tiny_model(tmp_path / "c", seed=2),
         make_tiny_model(tmp_path / "d", seed=1, normalisation={"method": "range"} | LIMITS),
-        replace(first, architecture=UNet(width=2, depth=1, kernel=5).architecture),
+        replace(first, architecture=Architecture.of(width=2, depth=1, kernel=5)),
     ]
     assert len({model.fingerprint for model in [first, *others]}) == 4
 

@@ -21,15 +21,22 @@ from support import GENEROUS, ONE_CORE, run_stages
 import unet
 from unet.errors import RunError, SourceError, StoreError
 from unet.execution import pool
+from unet.execution.dispatch import dispatch
 from unet.planning.geometry import Box
-from unet.planning.plan import SplitOptions
+from unet.planning.options import SplitOptions, StitchOptions
 from unet.sources import open_source
 from unet.sources.base import SourceSpec
 from unet.stages import ingest, predict, split, stitch
+from unet.stages.manifests import read_plan
+from unet.stages.probabilities import (
+    create_probabilities,
+    open_probabilities,
+    probabilities_array,
+)
 from unet.storage import ome, store
 from unet.storage.ledger import recorded
 from unet.storage.manifest import read_manifest
-from unet.storage.workspace import Workspace, probabilities
+from unet.storage.workspace import Workspace
 
 CUT = {"shard": (64, 64), "chunk": (32, 32), "core": (32, 64)}
 
@@ -64,8 +71,8 @@ def stores(place: Workspace) -> dict[str, bytes]:
 
 
 def test_dask_equals_the_untiled_reference(finished, pixels, tiny_model):
-    plan = split.read_plan(finished)
-    found = probabilities(plan, finished).pixels.array[0]
+    plan = read_plan(finished)
+    found = open_probabilities(plan, finished).array.array[0]
     expected = unet.predict(unet.load_model(tiny_model.folder), pixels)[1]
     assert plan.blocks == 12
     assert np.array_equal(found, expected)
@@ -143,23 +150,24 @@ def test_a_killed_worker_is_replaced_and_its_block_done_again(
     run_stages(source, tiny_model, place, **CUT)
     (folder,) = place.root.glob("work/predict-*")
     shutil.rmtree(folder)
-    plan = split.read_plan(place)
-    probabilities(plan, place)
-    job = predict.PredictJob("kill", plan, str(folder / "probabilities.ome.zarr"), "cpu", 1)
+    plan = read_plan(place)
+    create_probabilities(plan, place)
+    job = predict.PredictJob("kill", plan, probabilities_array(plan, place), "cpu", 1)
     killed, recorded_blocks = [], []
 
     def record(block: int, _size: int) -> None:
         recorded_blocks.append(block)
         if not killed:
-            (pid,) = client.run(os.getpid).values()
+            (pid,) = workers.client.run(os.getpid).values()
             killed.append(pid)
             os.kill(pid, signal.SIGKILL)
 
-    with pool.connect(ONE_CORE) as client:
-        pool.run(client, job, iter(range(plan.blocks)), record, in_flight=3)
+    with pool.connect(ONE_CORE) as workers:
+        dispatch(workers.client, job, iter(range(plan.blocks)), record, in_flight=3)
     assert killed
     assert sorted(recorded_blocks) == list(range(plan.blocks))
-    store.sweep(folder / "probabilities.ome.zarr")  # as stitch does: killed while it wrote
+    # As stitch does: the worker was killed while it wrote.
+    store.delete_partial_files(folder / "probabilities.ome.zarr")
     assert stores(place) == stores(finished)
 
 
@@ -167,26 +175,26 @@ def test_a_hole_is_an_error_that_names_it_and_the_result_stays(source, tiny_mode
     place = Workspace(tmp_path / "image")
     plan = run_stages(source, tiny_model, place, **CUT)
     before = files_in(place.result)
-    probabilities(plan, place).pixels.shard_file(7, plan.block).unlink()
+    open_probabilities(plan, place).array.shard_file(7).unlink()
     with pytest.raises(
         StoreError, match=r"1 are missing.*block 7 \(0:1 x 0:1 x 64:128 x 192:210\)"
     ):
-        stitch.run(place, stitch.Choice(threshold=0.4), ONE_CORE)
+        stitch.run(place, StitchOptions(threshold=0.4), ONE_CORE)
     assert files_in(place.result) == before
     predict.run(place, 0, 1, ONE_CORE, "cpu")
-    stitch.run(place, stitch.Choice(), ONE_CORE)
+    stitch.run(place, StitchOptions(), ONE_CORE)
     assert files_in(place.result) == before
 
 
 def test_a_flipped_bit_is_found(source, tiny_model, tmp_path):
     place = Workspace(tmp_path / "image")
     plan = run_stages(source, tiny_model, place, **CUT)
-    file = probabilities(plan, place).pixels.shard_file(3, plan.block)
+    file = open_probabilities(plan, place).array.shard_file(3)
     content = bytearray(file.read_bytes())
     content[100] ^= 1
     file.write_bytes(content)
     with pytest.raises(StoreError, match="damaged"):
-        stitch.run(place, stitch.Choice(threshold=0.4), ONE_CORE)
+        stitch.run(place, StitchOptions(threshold=0.4), ONE_CORE)
 
 
 def test_changed_weights_never_meet_the_old_blocks(source, make_model, tmp_path):
@@ -238,10 +246,12 @@ def test_one_bright_pixel_does_not_leave_the_others_black(machines, tmp_path):
     place = Workspace(tmp_path / "image")
     ingest.run(SourceSpec(str(tmp_path / "image.tif")), place, machines)
     image = read_manifest(place.manifest("ingest"), ingest.IngestManifest).image
-    assert image.span == (1, 60_000)
-    assert image.shown == ((5, 4092),)  # the 5th and the 4092nd of 4096 values
+    assert image.data_range == (1, 60_000)
+    assert image.contrast_limits == ((5, 4092),)  # the 5th and the 4092nd of 4096 values
     attributes = ome.multiscales("i", "yx", {}, [(1, 1, 1, 1)], "mean")
-    shown = ome.with_channels(attributes, image.channel_names, image.span, image.shown)
+    shown = ome.add_channels(
+        attributes, image.channel_names, image.data_range, image.contrast_limits
+    )
     (channel,) = shown["ome"]["omero"]["channels"]
     assert channel["window"] == {"min": 1, "max": 60_000, "start": 5, "end": 4092}
 
@@ -313,12 +323,12 @@ def test_a_damaged_shard_before_there_is_a_result_is_named(
     plan = run_stages(source, tiny_model, place, machines=machines, **CUT)
     shutil.rmtree(place.result)
     shutil.rmtree(next(place.root.glob("work/stitch-*")))
-    shard = probabilities(plan, place).pixels.shard_file(4, plan.block)
+    shard = open_probabilities(plan, place).array.shard_file(4)
     content = bytearray(shard.read_bytes())
     content[len(content) // 3] ^= 1
     shard.write_bytes(content)
     with pytest.raises(StoreError, match=rf"delete the file \({shard},.*--forcerun predict"):
-        stitch.run(place, stitch.Choice(), machines)
+        stitch.run(place, StitchOptions(), machines)
     shard.unlink()
     run_stages(source, tiny_model, place, machines=machines, **CUT)
     assert stores(place) == stores(finished)
@@ -340,7 +350,7 @@ def test_a_zarr_source_is_read_in_place(source, pixels, finished, tiny_model, tm
 
 def test_the_mask_can_be_had_without_the_image(source, tiny_model, tmp_path):
     place = Workspace(tmp_path / "image")
-    run_stages(source, tiny_model, place, choice=stitch.Choice(image=False), **CUT)
+    run_stages(source, tiny_model, place, choice=StitchOptions(image=False), **CUT)
     assert sorted(zarr.open_group(place.result, mode="r").group_keys()) == ["labels"]
     ImageLabel.from_zarr(zarr.open_group(place.result / "labels/mask", mode="r"))
 
@@ -359,10 +369,10 @@ def test_a_block_that_always_fails_is_named_and_the_others_finish():
 
     done = []
     with (
-        pool.connect(ONE_CORE) as client,
+        pool.connect(ONE_CORE) as workers,
         pytest.raises(RunError, match=r"1 failed 3 times.*block 3.*not this one"),
     ):
-        pool.run(client, Stubborn(), iter(range(20)), lambda b, _: done.append(b), 4)
+        dispatch(workers.client, Stubborn(), iter(range(20)), lambda b, _: done.append(b), 4)
     assert sorted(done) == [b for b in range(20) if b != 3]
 
 
@@ -386,15 +396,16 @@ def test_slabs_may_start_at_the_same_time(source, tiny_model, finished, tmp_path
         shutil.rmtree(place.root / "work" / f"predict-{plan.fingerprint}")
         code = f"""if True:
             from pathlib import Path
-            from unet.stages.split import read_plan
-            from unet.storage.workspace import Workspace, probabilities
+            from unet.stages.manifests import read_plan
+            from unet.stages.probabilities import create_probabilities
+            from unet.storage.workspace import Workspace
             place = Workspace(Path({str(place.root)!r}))
-            probabilities(read_plan(place), place)"""
+            create_probabilities(read_plan(place), place)"""
         started = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(4)]
         assert [process.wait() for process in started] == [0, 0, 0, 0]
     for slab in range(4):
         predict.run(place, slab, 4, ONE_CORE, "cpu")
-    stitch.run(place, stitch.Choice(), ONE_CORE)
+    stitch.run(place, StitchOptions(), ONE_CORE)
     assert stores(place) == stores(finished)
 
 
@@ -429,7 +440,7 @@ def test_channels_of_a_zarr_are_read_in_the_order_asked_for(channels, tmp_path):
     array.attrs["about"] = "an image of three channels"
     source = SourceSpec(str(tmp_path / "own.zarr"), channels=channels)
     found = open_source(source)
-    image, _ = ingest._located(found, source, Workspace(tmp_path / "image"))
+    image, _ = ingest._choose_place(found, source, Workspace(tmp_path / "image"))
     whole = Box((0, 0, 0, 0), image.shape)
     assert np.array_equal(store.open_image(image).read(whole)[0, :, 0], pixels[list(channels)])
     assert np.array_equal(found.read(whole)[0, :, 0], pixels[list(channels)])
@@ -449,5 +460,5 @@ def test_a_result_that_lost_a_file_is_made_again(finished, source, tiny_model, t
     place = Workspace(tmp_path / "image")
     run_stages(source, tiny_model, place, **CUT)
     (place.result / "labels/mask/0/c/1/1").unlink()
-    stitch.run(place, stitch.Choice(), ONE_CORE)
+    stitch.run(place, StitchOptions(), ONE_CORE)
     assert stores(place) == stores(finished)

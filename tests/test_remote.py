@@ -30,18 +30,20 @@ from zarr.storage import ObjectStore
 
 from unet.console import report_to
 from unet.errors import RunError, ServerError, SourceError, StoreError, UserError
-from unet.execution.pool import Machines, connect
+from unet.execution.machines import Machines
+from unet.execution.pool import connect
 from unet.planning.geometry import Box
-from unet.planning.plan import SplitOptions
+from unet.planning.options import SplitOptions, StitchOptions
 from unet.sources import open_source
 from unet.sources.base import SourceSpec
 from unet.sources.file import RemoteFile
 from unet.stages import ingest, predict, split, stitch, verify
+from unet.stages.probabilities import open_probabilities, probabilities_group
 from unet.storage import ome, server, store
 from unet.storage.ledger import Ledger, recorded
 from unet.storage.location import Location, RemotePath, files, link_tree, locate
 from unet.storage.manifest import read_manifest
-from unet.storage.workspace import Workspace, probabilities, probabilities_group
+from unet.storage.workspace import Workspace
 
 CUT = {"shard": (64, 64), "chunk": (32, 32), "core": (32, 64)}
 KEY, SECRET = "key-of-the-test", "Secret/of+the+test"
@@ -126,8 +128,8 @@ def bucket(s3: Server, request: pytest.FixtureRequest) -> RemotePath:  # noqa: A
 @pytest.fixture(scope="module")
 def machines(s3: Server) -> Iterator[Machines]:  # noqa: ARG001
     """A worker that has the keys in its environment."""
-    with connect(ONE_CORE) as client:
-        yield Machines.for_data(client.scheduler.address, 1)
+    with connect(ONE_CORE) as workers:
+        yield Machines.for_data(workers.client.scheduler.address, 1)
 
 
 @pytest.fixture(scope="module")
@@ -354,7 +356,7 @@ def test_stores_behind_a_url_are_written_from_one_results_folder_only(
 def test_of_two_results_folders_at_once_one_is_the_first(bucket, tmp_path):
     def claim(number: int) -> bool:
         try:
-            with on_s3(bucket, tmp_path / str(number)).claimed():
+            with on_s3(bucket, tmp_path / str(number)).lock():
                 return True
         except RunError:
             return False
@@ -398,14 +400,14 @@ def test_a_hole_on_s3_is_an_error_and_only_its_block_is_done_again(
 ):
     place = on_s3(bucket, tmp_path)
     plan = run_stages(source, tiny_model, place, machines=machines, **CUT)
-    target = probabilities(plan, place)
+    target = open_probabilities(plan, place)
     before = stores(place)
-    target.pixels.shard_file(7, plan.block).unlink(missing_ok=True)
-    target.pixels.shard_file(3, plan.block).write_bytes(b"cut short")
+    target.array.shard_file(7).unlink(missing_ok=True)
+    target.array.shard_file(3).write_bytes(b"cut short")
     with pytest.raises(StoreError, match=r"2 are missing or damaged: block 3 .*block 7 "):
-        stitch.run(place, stitch.Choice(threshold=0.4), machines)
+        stitch.run(place, StitchOptions(threshold=0.4), machines)
     with pytest.raises(StoreError, match=r"Expected the file s3://.*found none"):
-        target.pixels.read(plan.box(7))
+        target.array.read(plan.grid.box(7))
     recorded_before = list(recorded(target.ledger))
     predict.run(place, 0, 1, machines, "cpu")
     again = [block for block, _ in recorded(target.ledger)][len(recorded_before) :]
@@ -433,7 +435,7 @@ def test_a_result_on_s3_is_whole_or_not_there(
             raise RuntimeError("killed before the end")
         write(group, attributes)
 
-    choice = stitch.Choice(threshold=0.45)
+    choice = StitchOptions(threshold=0.45)
     with monkeypatch.context() as patch:
         patch.setattr(store, "write_attributes", fail_at_the_root)
         with pytest.raises(RuntimeError, match="killed before the end"):
@@ -465,7 +467,7 @@ def test_a_result_on_s3_that_lost_a_shard_is_made_whole(
     before = stores(place)
     result = locate(read_manifest(place.manifest("stitch"), stitch.StitchManifest).result)
     (result / "labels/mask/0/c/1/1").unlink(missing_ok=True)
-    stitch.run(place, stitch.Choice(), machines)
+    stitch.run(place, StitchOptions(), machines)
     assert stores(place) == before
 
 
@@ -476,17 +478,17 @@ def test_a_run_on_s3_is_verified_and_what_is_damaged_is_made_again(
     place = on_s3(bucket, tmp_path)
     plan = run_stages(source, tiny_model, place, machines=machines, **CUT)
     before = stores(place)
-    target = probabilities(plan, place)
+    target = open_probabilities(plan, place)
     result = locate(read_manifest(place.manifest("stitch"), stitch.StitchManifest).result)
     copy = locate(plan.image.store) / plan.image.array / "c/0/0"
     content = bytearray(copy.read_bytes())
     content[len(content) // 3] ^= 1
     copy.write_bytes(bytes(content))
-    target.pixels.shard_file(3, plan.block).write_bytes(b"cut short")
-    target.pixels.shard_file(7, plan.block).unlink(missing_ok=True)
+    target.array.shard_file(3).write_bytes(b"cut short")
+    target.array.shard_file(7).unlink(missing_ok=True)
     (result / "labels/mask/0/c/0/2").unlink(missing_ok=True)
-    asked = verify.Asked(source, stitch.Choice(), blocks=4)
-    verify.run(place, asked, verify.Crews(machines, machines, "cpu"))
+    asked = verify.VerifyOptions(source, StitchOptions(), blocks=4)
+    verify.run(place, asked, verify.StageMachines(machines, machines, "cpu"))
     proof = read_manifest(place.manifest("verify"), verify.VerifyManifest)
     assert set(proof.made_again) == {
         *("image copy, block 0", "probabilities, block 3", "probabilities, block 7"),
@@ -599,7 +601,7 @@ def test_a_run_rides_out_a_server_that_goes_and_comes_back(
     place = on_s3(bucket, tmp_path)
     ingest.run(source, place, machines)
     plan = split.run(place, str(tiny_model.folder), SplitOptions(memory=GENEROUS, **CUT), 1)
-    target = probabilities(plan, place)
+    target = open_probabilities(plan, place)
     group = str(probabilities_group(plan, place))
     do = predict.PredictJob("serial", plan, group, "cpu", threads=1).open()
     with Ledger(target.ledger, "serial") as ledger:
@@ -618,6 +620,6 @@ def test_a_run_rides_out_a_server_that_goes_and_comes_back(
             ledger.add(block, do(block))
         back.join()
     predict.run(place, 0, 1, machines, "cpu")
-    stitch.run(place, stitch.Choice(), machines)
+    stitch.run(place, StitchOptions(), machines)
     assert sorted(block for block, _ in recorded(target.ledger)) == list(range(12))
     assert stores(place) == stores(on_disk)

@@ -12,7 +12,9 @@ import unet
 from unet.model.classify import decide
 from unet.model.normalisation import summarise
 from unet.network.inference import Inference, WindowRunner
-from unet.planning.plan import lattice
+from unet.planning.geometry import Box, read_mirrored
+from unet.planning.lattice import Lattice
+from unet.storage.store import open_image
 from unet.storage.workspace import Workspace
 
 PAPER = {"width": 4, "depth": 4}
@@ -93,19 +95,16 @@ def test_every_time_of_a_series_is_done_by_itself(make_model, tmp_path):
 def test_any_block_core_and_batch_give_the_same_bits(data, make_model):
     """Geometry in memory, so that many cuts of one image can be tried."""
     model = unet.load_model(make_model(**SMALL).folder)
-    stride, halo = lattice(model.spec.architecture)
+    lattice = Lattice.of(model.spec.architecture)
     image = picture(*data.draw(st.tuples(st.integers(1, 70), st.integers(1, 70))))
     core = (1, 1, *(4 * data.draw(st.integers(1, 9)) for _ in range(2)))
     batch = data.draw(st.integers(1, 5))
     affine = model.spec.normalisation.affine(summarise(image[np.newaxis], ()))
-    runner = WindowRunner(Inference(model.network, 2, *affine), stride, halo, core, batch, 2)
-    from unet.planning.geometry import Box, read_mirrored, round_up
-
+    runner = WindowRunner(Inference(model.network, 2, *affine), lattice, core, batch, 2)
     box = Box((0, 0, 0, 0), (1, 1, *image.shape))
-    reach = Box(box.start, (1, 1, *(round_up(n, 4) for n in image.shape)))
     pixels = read_mirrored(
         lambda b: image[b.slices[2:]][np.newaxis, np.newaxis, np.newaxis],
-        reach.grow(halo),
+        lattice.reads(box),
         box.shape,
     )
     found = runner.block(pixels, box)[0, 0, 0]
@@ -130,14 +129,11 @@ def test_a_window_that_is_too_large_shrinks_and_changes_nothing(make_model, tmp_
 
     device = Crowded()
     runner = WindowRunner(
-        Inference(device, 2, plan.offset, plan.scale), plan.stride, plan.halo, plan.core, 4, 2
+        Inference(device, 2, plan.offset, plan.scale), plan.lattice, plan.core, 4, 2
     )
-    from unet.planning.geometry import read_mirrored
-    from unet.storage import store
-
-    source = store.open_image(plan.image)
-    pixels = read_mirrored(source.read, plan.reads(0), plan.image.shape)
-    found = runner.block(pixels, plan.box(0))[0, 0, 0]
+    source = open_image(plan.image)
+    pixels = read_mirrored(source.read, plan.lattice.reads(plan.grid.box(0)), plan.image.shape)
+    found = runner.block(pixels, plan.grid.box(0))[0, 0, 0]
     assert device.refused > 0
     assert np.array_equal(found, unet.predict(loaded, image)[1])
 

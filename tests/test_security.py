@@ -11,7 +11,7 @@ from support import assert_loopback_only, sockets_watched
 
 from unet.errors import ModelError
 from unet.execution import pool
-from unet.execution.pool import Machines
+from unet.execution.machines import Machines
 from unet.model.folder import find_model
 
 PAYLOAD = '!!python/object/apply:os.system ["touch {}"]'
@@ -20,8 +20,8 @@ PAYLOAD = '!!python/object/apply:os.system ["touch {}"]'
 @pytest.mark.parametrize("devices", [(), ("0", "1")], ids=["CPU", "GPUs"])
 def test_every_server_of_a_run_listens_on_loopback(devices: tuple[str, ...]) -> None:
     """Scheduler, workers, nannies and their status pages: whoever reaches them can run code."""
-    with sockets_watched() as found, pool.connect(Machines(None, devices, 1, 1)) as client:
-        assert len(client.nthreads()) == max(1, len(devices))
+    with sockets_watched() as found, pool.connect(Machines(None, devices, 1, 1)) as workers:
+        assert len(workers.client.nthreads()) == max(1, len(devices))
     assert_loopback_only(found)
 
 

@@ -320,14 +320,15 @@ def states(*numbers: str) -> list[str]:
 def test_a_job_of_two_gpus_has_a_worker_for_each_and_never_takes_the_cpu_instead() -> None:
     code = """if True:
         import os
-        from unet.execution.pool import Machines, connect
+        from unet.execution.machines import Machines
+from unet.execution.pool import connect
         from unet.errors import DeviceError
-        from unet.stages.predict import choose_devices
+        from unet.network.devices import choose_devices
 
         given = tuple(os.environ["CUDA_VISIBLE_DEVICES"].split(","))
         if __name__ == "__main__":
-            with connect(Machines.for_network(None, given, 2)) as client:
-                seen = client.run(os.getenv, "CUDA_VISIBLE_DEVICES")
+            with connect(Machines.for_network(None, given, 2)) as workers:
+                seen = workers.client.run(os.getenv, "CUDA_VISIBLE_DEVICES")
             print(given, sorted(seen.values()))
             try:
                 choose_devices("auto", len(given))

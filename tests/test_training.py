@@ -17,6 +17,7 @@ from support import assert_loopback_only, sockets_watched
 
 from unet.errors import ConfigError, DeviceError, ModelError, RunError, SourceError, StoreError
 from unet.evaluation.metrics import PixelCounts
+from unet.model.architecture import Architecture
 from unet.network.inference import load_model, predict
 from unet.network.unet import UNet
 from unet.stages import train
@@ -475,7 +476,7 @@ def test_a_foreign_state_dict_computes_the_same_here(tmp_path):
     torch.manual_seed(4)
     foreign = Foreign()
     torch.save(foreign.state_dict(), tmp_path / "foreign.pt")
-    network = UNet(width=3, depth=2)
+    network = UNet(Architecture.of(width=3, depth=2))
     matches = load_pretrained(network, str(tmp_path / "foreign.pt"))
     assert len(matches) == len(foreign.state_dict()) == len(list(in_order(network)))
     assert matches[0].given == "enc1.0.weight"
@@ -502,7 +503,9 @@ def test_the_network_of_2015_is_matched_in_its_own_order():
 def test_a_tensor_without_a_counterpart_is_an_error(tmp_path, width, depth, message):
     torch.save(Foreign().state_dict(), tmp_path / "foreign.pt")
     with pytest.raises(ModelError, match=message):
-        load_pretrained(UNet(width=width, depth=depth), str(tmp_path / "foreign.pt"))
+        load_pretrained(
+            UNet(Architecture.of(width=width, depth=depth)), str(tmp_path / "foreign.pt")
+        )
 
 
 def test_only_gpus_that_were_asked_for_are_refused(folder, monkeypatch):

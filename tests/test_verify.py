@@ -20,17 +20,23 @@ from hypothesis import strategies as st
 from support import GENEROUS, planned
 
 from unet.errors import RunError, SourceError, StoreError, WorkerError
-from unet.execution.pool import Machines
+from unet.execution.machines import Machines
 from unet.model.architecture import Architecture
 from unet.model.folder import ModelSpec
 from unet.model.normalisation import Normalisation
-from unet.network.self_test import Reference, processor_name, tolerance
-from unet.planning.cross_check import chosen, other_core, shifted_box, shifted_grid
-from unet.planning.plan import ImageRef, Plan, SplitOptions, make_plan
+from unet.network.devices import processor_name
+from unet.network.self_test import SelfTest, tolerance
+from unet.planning.cross_check import other_core, sample_blocks, shifted_box, shifted_grid
+from unet.planning.image import IngestedImage
+from unet.planning.options import SplitOptions, StitchOptions
+from unet.planning.plan import Plan, make_plan
 from unet.sources.base import SourceSpec
 from unet.stages import ingest, predict, split, stitch, verify
-from unet.stages.predict import PredictJob
-from unet.storage.workspace import Workspace, probabilities
+from unet.stages.manifests import read_plan
+from unet.stages.predict import CheckedPredictJob, PredictJob
+from unet.stages.probabilities import open_probabilities, probabilities_array
+from unet.storage.store import ArrayRef
+from unet.storage.workspace import Workspace
 
 CUT = SplitOptions(memory=GENEROUS, shard=(64, 64), chunk=(32, 32), core=(32, 64))
 
@@ -40,7 +46,7 @@ def run_all(source: SourceSpec, model: Path, place: Workspace, machines: Machine
     split.run(place, str(model), CUT, slabs=2)
     for slab in range(2):
         predict.run(place, slab, 2, machines, "cpu")
-    stitch.run(place, stitch.Choice(), machines)
+    stitch.run(place, StitchOptions(), machines)
 
 
 @pytest.fixture(scope="module")
@@ -72,8 +78,8 @@ def place(finished: Workspace, tmp_path: Path) -> Iterator[Workspace]:
 
 
 def verified(place: Workspace, source: SourceSpec, machines: Machines, blocks: int = 6) -> Any:
-    asked = verify.Asked(source, stitch.Choice(), blocks=blocks)
-    verify.run(place, asked, verify.Crews(machines, machines, "cpu"))
+    asked = verify.VerifyOptions(source, StitchOptions(), blocks=blocks)
+    verify.run(place, asked, verify.StageMachines(machines, machines, "cpu"))
     return json.loads(place.manifest("verify").read_text())
 
 
@@ -98,16 +104,16 @@ def test_damage_is_named_and_only_that_block_is_made_again(
     machines: Machines,
 ) -> None:
     """Of the copy, the probabilities, the image, the mask and a pyramid, in one run."""
-    plan = split.read_plan(place)
+    plan = read_plan(place)
     of_work = "work/*/*.ome.zarr"
     before = {f: files_in(f) for f in [*place.root.glob(of_work), place.result]}
-    target = probabilities(plan, place)
+    target = open_probabilities(plan, place)
     written = {file: file.stat().st_ino for file in place.root.rglob("c/**/*") if file.is_file()}
     (copy,) = (f for f in place.root.glob("work/ingest-*/image.ome.zarr/0/c/**/*") if f.is_file())
     damaged = {
         "image copy, block 0": copy,
-        "probabilities, block 3": target.pixels.shard_file(3, plan.block),
-        "probabilities, block 39": target.pixels.shard_file(39, plan.block),
+        "probabilities, block 3": target.array.shard_file(3),
+        "probabilities, block 39": target.array.shard_file(39),
         "image level 1, block 0": place.result / "1/c/0/0",
         "mask level 0, block 2": place.result / "labels/mask/0/c/0/2",
         "mask level 1, block 0": place.result / "labels/mask/1/c/0/0",
@@ -165,12 +171,11 @@ def test_a_store_of_something_else_fails_the_proof(
     place: Workspace, source: SourceSpec, machines: Machines
 ) -> None:
     """One pixel a hair off, with a right checksum: only predicting again can tell."""
-    plan = split.read_plan(place)
-    target = probabilities(plan, place)
-    box = plan.box(5)
-    values = np.array(target.pixels.read(box))
+    plan = read_plan(place)
+    probabilities = probabilities_array(plan, place).open(writable=True)
+    values = np.array(probabilities.read(plan.grid.box(5)))
     values[0, 0, 0, 7, 9] = np.nextafter(values[0, 0, 0, 7, 9], np.float32(2))
-    target.pixels.write(box, values)
+    probabilities.write_block(5, values)
     with pytest.raises(RunError, match=r"through any windows, but of 126000 pixels .* is [1-9]"):
         verified(place, source, machines, blocks=1000)
     proof = json.loads(place.manifest("verify").read_text())
@@ -201,12 +206,12 @@ def test_the_blocks_of_the_proof_partition_the_image_and_straddle_the_run(
     covered = np.zeros(sides, int)
     boxes = [shifted_box(n, plan) for n in range(int(np.prod(shifted_grid(plan))))]
     for box in boxes:
-        assert all(a % s == 0 for a, s in zip(box.start, plan.stride, strict=True))
+        assert all(a % s == 0 for a, s in zip(box.start, plan.lattice.stride, strict=True))
         assert all(n <= b for n, b in zip(box.shape, plan.block, strict=True))
         covered[box.slices[2:]] += 1
     assert (covered == 1).all()
     for axis in (2, 3):
-        if plan.block[axis] > plan.stride[axis]:
+        if plan.block[axis] > plan.lattice.stride[axis]:
             faces = set(range(plan.block[axis], plan.image.shape[axis], plan.block[axis]))
             inside = {f for f in faces for b in boxes if b.start[axis] < f < b.stop[axis]}
             assert inside == faces
@@ -216,19 +221,25 @@ def test_the_blocks_of_the_proof_partition_the_image_and_straddle_the_run(
 @given(blocks=st.integers(1, 80), seed=st.integers(0, 5))
 def test_the_sample_is_seeded_and_has_no_block_twice(blocks: int, seed: int) -> None:
     plan = plan_of((1, 1, 100, 150), (1, 1, 16, 32))
-    picked = chosen(plan, blocks, seed)
-    assert picked == chosen(plan, blocks, seed)
+    picked = sample_blocks(plan, blocks, seed)
+    assert picked == sample_blocks(plan, blocks, seed)
     assert len(set(picked)) == len(picked) == min(blocks, int(np.prod(shifted_grid(plan))))
     assert max(picked) < int(np.prod(shifted_grid(plan)))
 
 
 def plan_of(shape: tuple[int, ...], block: tuple[int, ...]) -> Plan:
-    image = ImageRef(
+    image = IngestedImage(
         *("nowhere", True, "0", "yx", None),
         shape=shape,
         dtype="uint8",
         channel_names=("0",),
         pixel_size={},
+        origin={},
+        block=None,
+        data_range=(0.0, 255.0),
+        contrast_limits=((0.0, 255.0),),
+        digest="of the test",
+        file_signature=None,
     )
     request = SplitOptions(memory=GENEROUS, shard=block[2:], chunk=block[2:])
     model = ModelSpec(
@@ -245,7 +256,7 @@ def plan_of(shape: tuple[int, ...], block: tuple[int, ...]) -> Plan:
     return make_plan(image, model, ((0.0,), (1.0,)), request, 1)
 
 
-# --- The reference window -------------------------------------------------------------------------
+# --- The test window -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("off", [np.spacing(np.float32(0.5)), np.nan])
@@ -253,13 +264,13 @@ def test_a_worker_that_computes_something_else_may_not_write(
     off: float, tiny_model: ModelSpec, tmp_path: Path
 ) -> None:
     plan = planned(picture(80, 90), "yx", tiny_model, tmp_path)
-    job = PredictJob("reference", plan, str(tmp_path), "cpu", threads=2)
-    found = Reference.of(job.runner(), plan, processor_name("cpu"))
-    replace(job, reference=found).checked_runner()
-    values = (float(np.float32(found.values[0] + off)), *found.values[1:])
-    other = replace(found, values=values)
-    with pytest.raises(WorkerError, match=r"compute the reference window as CPU .* within 0.0"):
-        replace(job, reference=other).checked_runner()
+    job = PredictJob("test window", plan, ArrayRef(tmp_path, "yx"), "cpu", threads=2)
+    computed = SelfTest.of(job.runner(), plan, processor_name("cpu"))
+    CheckedPredictJob(job, computed).checked_runner()
+    values = (float(np.float32(computed.values[0] + off)), *computed.values[1:])
+    other = replace(computed, values=values)
+    with pytest.raises(WorkerError, match=r"compute the test window as CPU .* within 0.0"):
+        CheckedPredictJob(job, other).checked_runner()
 
 
 def test_only_another_kind_of_processor_may_differ_by_rounding(

@@ -21,7 +21,7 @@ from jsonschema.validators import extend
 
 from unet.errors import ConfigError, UserError
 from unet.model.folder import find_model
-from unet.planning.plan import SplitOptions
+from unet.planning.options import SplitOptions, StitchOptions
 from unet.sources import local_files
 from unet.sources.base import SourceSpec
 from unet.storage.location import locate
@@ -62,18 +62,17 @@ class EvaluateConfig:
 class Config:
     """The whole configuration; the stages' settings hold for every image.
 
-    proof  the blocks and the seed of `unet.stages.verify.Asked`
+    verify  the blocks and the seed of `unet.stages.verify.VerifyOptions`
     """
 
     images: dict[str, ImageConfig]
     stores: str | None
-    request: SplitOptions
+    split: SplitOptions
     device: str
     scheduler: str | None
-    threshold: float
-    with_image: bool
+    stitch: StitchOptions
     block_seconds: float | None
-    proof: dict[str, int]
+    verify: dict[str, int]
     evaluate: tuple[EvaluateConfig, ...] = ()
 
 
@@ -85,14 +84,14 @@ def read_config(raw: Mapping[str, Any], schema_file: Path, made: Collection[str]
 
     Raises ConfigError that names the key.
     """
-    filled = checked(raw, schema_file)
-    images = _images(filled["images"], made)
-    minutes = filled["predict"]["block_minutes"]
-    split, predict, stitch = filled["split"], filled["predict"], filled["stitch"]
+    complete = checked(raw, schema_file)
+    images = _images(complete["images"], made)
+    minutes = complete["predict"]["block_minutes"]
+    split, predict, stitch = complete["split"], complete["predict"], complete["stitch"]
     return Config(
         images=images,
-        stores=_stores(filled["stores"]),
-        request=SplitOptions(
+        stores=_stores(complete["stores"]),
+        split=SplitOptions(
             memory=int(split["memory"] * GIGABYTE),
             precision=predict["precision"],
             shard=_sizes(split["shard"]),
@@ -102,11 +101,10 @@ def read_config(raw: Mapping[str, Any], schema_file: Path, made: Collection[str]
         ),
         device=predict["device"],
         scheduler=predict["scheduler"],
-        threshold=stitch["threshold"],
-        with_image=stitch["image"],
+        stitch=StitchOptions(stitch["threshold"], stitch["image"]),
         block_seconds=None if minutes is None else 60.0 * minutes,
-        proof=filled["verify"],
-        evaluate=tuple(_evaluate(item, images, made) for item in filled["evaluate"]),
+        verify=complete["verify"],
+        evaluate=tuple(_evaluate(item, images, made) for item in complete["evaluate"]),
     )
 
 
@@ -167,9 +165,9 @@ def _stores(text: str | None) -> str | None:
     return stores
 
 
-def spec_of(path: str, **said: Any) -> SourceSpec:
+def spec_of(path: str, **options: Any) -> SourceSpec:
     """An image, labels or a mask as a configuration names it. Raises ConfigError of a wrong URL."""
-    return SourceSpec(plain(path), **said)
+    return SourceSpec(plain(path), **options)
 
 
 def plain(text: str) -> str:
@@ -203,10 +201,10 @@ def _evaluate(
 
 
 def _check_names(images: Sequence[Mapping[str, Any]]) -> None:
-    twice = [name for name, times in Counter(i["name"] for i in images).items() if times > 1]
-    if twice:
+    repeated = [name for name, times in Counter(i["name"] for i in images).items() if times > 1]
+    if repeated:
         raise ConfigError(
-            f"images: expected a different name for each image, but {', '.join(twice)} stands "
+            f"images: expected a different name for each image, but {', '.join(repeated)} stands "
             f"more than once. The name is the folder of the results; choose another."
         )
     for index, item in enumerate(images):
@@ -221,12 +219,12 @@ def _with_defaults(value: Any, schema: Mapping[str, Any]) -> Any:
     """The value with the defaults of its schema where it leaves keys out."""
     if isinstance(value, Mapping):
         properties = schema.get("properties", {})
-        named = {
+        filled = {
             key: _with_defaults(value.get(key, of_key.get("default")), of_key)
             for key, of_key in properties.items()
             if key in value or "default" in of_key
         }
-        return {**value, **named}
+        return {**value, **filled}
     if isinstance(value, list) and "items" in schema:
         return [_with_defaults(item, schema["items"]) for item in value]
     return value
@@ -241,8 +239,8 @@ def _sentence(error: ValidationError) -> str:
         near = get_close_matches(str(unknown[0]), known, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}."
         return f"{key}: unknown key {unknown[0]!r}{hint}"
-    said = schema.get("description", "")
-    return f"{key}: {error.message}." + (f" Expected: {said}" if said else "")
+    description = schema.get("description", "")
+    return f"{key}: {error.message}." + (f" Expected: {description}" if description else "")
 
 
 def _sizes(values: list[int] | None) -> tuple[int, ...] | None:

@@ -30,7 +30,7 @@ from distributed import Security
 
 from unet.console import report_to
 from unet.errors import ConfigError, RunError
-from unet.execution.pool import KEEP_FREED_MEMORY, NO_DASHBOARD, NOT_FOR_EVER, QUIET
+from unet.execution.pool import END_OF_WAITING, KEEP_FREED_MEMORY, NO_DASHBOARD, QUIET
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ def slurm_workers(jobs: int) -> Iterator[tuple[SLURMCluster, dict[str, str]]]:
     with (
         _keys() as keys,
         dask.config.set({f"distributed.comm.tls.{key}": path for key, path in keys.items()}),
-        dask.config.set(NOT_FOR_EVER),
+        dask.config.set(END_OF_WAITING),
         SLURMCluster(
             # One worker a job: it has the job's GPU, and all of its cores.
             processes=dask.config.get(f"{SECTION}.processes") or 1,

@@ -1,15 +1,15 @@
-"""Handing blocks to Dask workers, and hearing what became of each.
+"""Hands blocks to Dask workers, and decides what follows from each result.
 
-Each stage does the same thing, "do every block once, and record it". A `Job` says what a block is;
-`run` keeps a bounded number of blocks in flight, so that neither the client nor the scheduler grows
-with the image. What can go wrong with a block is told apart here:
+Each stage does the same thing: do every block once, and record it. A `Job` says what a block is.
+`dispatch` keeps a bounded number of blocks in flight, so that neither the client nor the scheduler
+grows with the image. These are the ways in which a block can fail, and what follows:
 
-    it raises            tried again, then named; the others finish
-    its input is bad     named at once, without another try; the others finish
-    its worker dies      done by another; a block whose workers always die is named
-    its worker hangs     ended by its watchdog, or by Dask where it is silent: as if it died
-    its worker is wrong  sent away before it wrote anything; the block is done by another
-    its worker breaks    tested again before its next block, and replaced if it fails that too
+    it raises            it is tried again, then named; the others finish
+    its input is bad     it is named at once, without another try; the others finish
+    its worker dies      another worker does it; a block whose workers always die is named
+    its worker hangs     the watchdog, or Dask if it is silent, ends it: as if it died
+    its worker is wrong  it is retired before it writes anything; another worker does the block
+    its worker breaks    it is tested before its next block, and replaced if it fails that too
     all would fail       a full disk, no device: the run ends at once
 """
 
@@ -33,41 +33,42 @@ from unet.execution.worker import AbortRun, Failed, Job, JobPlugin, WorkerReject
 log = logging.getLogger(__name__)
 
 RETRIES = 2
-MOST_FAILURES = 10  # of which more fail than end well: the cause is not in the blocks
+MOST_FAILURES = 10  # a run with more, and with fewer successes, ends: its blocks are not the cause
 NAMED_FAILURES = 5
-PATIENCE = "distributed.scheduler.no-workers-timeout"  # in Dask's configuration; or else
-PATIENCE_SECONDS = 600  # since workers of a cluster may have to queue
-OWN_PATIENCE_SECONDS = 180  # but not those of this machine
-SECONDS_BETWEEN_LOOKS = 2.0
+PATIENCE_KEY = "distributed.scheduler.no-workers-timeout"  # of Dask's configuration
+PATIENCE_SECONDS = 600  # where that is not set: workers of a cluster may wait in a queue
+OWN_PATIENCE_SECONDS = 180  # workers of this machine do not
+SECONDS_BETWEEN_CHECKS = 2.0
 
 
 def patience() -> float:
     """Seconds to wait for a first or another worker."""
-    return float(parse_timedelta(dask.config.get(PATIENCE) or PATIENCE_SECONDS))
+    return float(parse_timedelta(dask.config.get(PATIENCE_KEY) or PATIENCE_SECONDS))
 
 
-def run(
+def dispatch(
     client: Client,
     job: Job,
     blocks: Iterator[int],
-    done: Callable[[int, Any], None],
+    record: Callable[[int, Any], None],
     in_flight: int,
     limit: float | None = None,
 ) -> None:
-    """Do all `blocks` in any order, at most `in_flight` at a time; `done` hears each result.
+    """Do all `blocks` in any order, at most `in_flight` at a time; `record` gets each result.
 
     limit  seconds that a block may take before its worker is replaced; see `JobPlugin`
 
     A block that fails is named when the others have finished: by the error itself where the input
-    is to blame, else by a RunError after RETRIES more tries. Ends at once with what no other block
-    would be spared, such as a full disk, and where more than MOST_FAILURES fail and most do.
+    is to blame, else by a RunError after RETRIES more tries. A failure that every other block would
+    meet too, such as a full disk, ends the run at once. So do more than MOST_FAILURES failures,
+    where fewer blocks succeeded.
     """
-    station = JobPlugin(job, limit)
-    _settle_in(client, station)
-    client.subscribe_topic(station.name, _tell_replaced)
-    dispatched = _Dispatch(client, station.name, done)
+    plugin = JobPlugin(job, limit)
+    _register(client, plugin)
+    client.subscribe_topic(plugin.name, _log_replaced)
+    blocks_out = _Dispatch(client, plugin.name, record)
     try:
-        dispatched.all(blocks, in_flight)
+        blocks_out.all(blocks, in_flight)
     except OSError as error:
         # Dask's own errors of a lost connection carry no number of the system's.
         if isinstance(error, UserError) or (error.errno and not isinstance(error, ConnectionError)):
@@ -75,30 +76,32 @@ def run(
         raise _no_scheduler() from error
     finally:
         with suppress(OSError):
-            dispatched.cancel()
-            _leave(client, station.name)
-    dispatched.raise_failures()
+            blocks_out.cancel()
+            _unregister(client, plugin.name)
+    blocks_out.raise_failures()
 
 
 class _Dispatch:
     """The blocks of one run that are out, and those that failed."""
 
-    def __init__(self, client: Client, station: str, done: Callable[[int, Any], None]) -> None:
-        self._client, self._station, self._done = client, station, done
+    def __init__(
+        self, client: Client, plugin_name: str, record: Callable[[int, Any], None]
+    ) -> None:
+        self._client, self._plugin_name, self._record = client, plugin_name, record
         self._out: dict[Any, tuple[int, Future[Any]]] = {}
         self._ended: SimpleQueue[Future[Any]] = SimpleQueue()
         self._failed: dict[int, BaseException] = {}
         self._deaths: dict[int, tuple[int, int]] = {}  # how often, and successes until then
         self._successes = 0
         self._submissions = 0
-        self._lonely_since: float | None = None
+        self._no_worker_since: float | None = None
 
     def all(self, blocks: Iterator[int], in_flight: int) -> None:
         """Do all blocks; what ends the run at once is raised."""
         self._submit(list(islice(blocks, in_flight)))
-        while self._out and not self._is_hopeless():
+        while self._out and not self._too_many_failed():
             for block, result in self._results(self._next_ended()):
-                self._hear(block, result)
+                self._handle(block, result)
             self._submit(list(islice(blocks, in_flight - len(self._out))))
 
     def cancel(self) -> None:
@@ -123,8 +126,8 @@ class _Dispatch:
             ) from error
         raise RunError(
             f"Expected every block to be done, but {len(self._failed)} failed {RETRIES + 1} times "
-            f"each; the first is block {block}: {_said(error)}.{also} The other blocks are done "
-            f"and are kept: mend the cause and run again."
+            f"each; the first is block {block}: {_describe(error)}.{also} The other blocks are "
+            f"done and are kept: mend the cause and run again."
         ) from error
 
     def _submit(self, blocks: Sequence[int]) -> None:
@@ -133,9 +136,9 @@ class _Dispatch:
         self._submissions += 1
         futures = self._client.map(
             do_block,
-            [self._station] * len(blocks),
+            [self._plugin_name] * len(blocks),
             blocks,
-            key=[f"{self._station}-{self._submissions}-{block}" for block in blocks],
+            key=[f"{self._plugin_name}-{self._submissions}-{block}" for block in blocks],
             pure=False,
             retries=RETRIES,
         )
@@ -147,28 +150,28 @@ class _Dispatch:
         """Wait for at least one block to end; raises RunError where none will."""
         while True:
             try:
-                ended = [self._ended.get(timeout=SECONDS_BETWEEN_LOOKS)]
+                ended = [self._ended.get(timeout=SECONDS_BETWEEN_CHECKS)]
             except Empty:
-                self._refuse_to_wait_in_vain()
+                self._refuse_endless_wait()
                 continue
-            self._lonely_since = None
+            self._no_worker_since = None
             while not self._ended.empty():
                 ended.append(self._ended.get())
             return ended
 
-    def _refuse_to_wait_in_vain(self) -> None:
+    def _refuse_endless_wait(self) -> None:
         if self._client.status == "closed":
             raise _no_scheduler()
         if self._client.scheduler_info()["workers"]:
-            self._lonely_since = None
+            self._no_worker_since = None
             return
         now = time.monotonic()
-        self._lonely_since = self._lonely_since or now
+        self._no_worker_since = self._no_worker_since or now
         own = type(self._client.cluster) in (LocalCluster, SpecCluster)
         longest = OWN_PATIENCE_SECONDS if own else patience()
-        if now - self._lonely_since > longest:
+        if now - self._no_worker_since > longest:
             last = "".join(
-                f" Of block {b}: {_said(e)}." for b, e in islice(self._failed.items(), 1)
+                f" Of block {b}: {_describe(e)}." for b, e in islice(self._failed.items(), 1)
             )
             raise RunError(
                 f"Expected at least one worker, but for {longest:.0f} s there was none: they "
@@ -192,65 +195,68 @@ class _Dispatch:
         if of_status:
             raise _no_scheduler()
 
-    def _hear(self, block: int, result: Any) -> None:
+    def _handle(self, block: int, result: Any) -> None:
         if isinstance(result, AbortRun):
             raise result.error
         if isinstance(result, WorkerRejected):
-            self._send_away(result)
+            self._retire(result)
             self._submit([block])
-        elif self._may_be_another_s(block, result):
+        elif self._may_be_innocent(block, result):
             self._submit([block])
         elif isinstance(result, Failed):
-            log.error("block %d failed: %s. The others go on.", block, _said(result.error))
+            log.error("block %d failed: %s. The others go on.", block, _describe(result.error))
             self._failed[block] = result.error
         else:
             self._successes += 1
-            self._done(block, result)
+            self._record(block, result)
 
-    def _may_be_another_s(self, block: int, result: Any) -> bool:
-        """Whether a block is tried again whose workers died: others ended well between."""
+    def _may_be_innocent(self, block: int, result: Any) -> bool:
+        """Whether to try a block again whose workers died, since other blocks succeeded between.
+
+        Its workers may have died of another block that they held at the same time.
+        """
         if not (isinstance(result, Failed) and isinstance(result.error, KilledWorker)):
             return False
         times, before = self._deaths.get(block, (0, 0))
         self._deaths[block] = (times + 1, self._successes)
         return times < RETRIES and self._successes > before
 
-    def _is_hopeless(self) -> bool:
+    def _too_many_failed(self) -> bool:
         return len(self._failed) >= max(MOST_FAILURES, self._successes)
 
-    def _send_away(self, turned: WorkerRejected) -> None:
+    def _retire(self, rejected: WorkerRejected) -> None:
         """Retire a worker for good; raises its error where no other is left."""
-        there = self._client.nthreads()
-        if set(there) <= {turned.worker}:
-            raise turned.error
-        if turned.worker in there:
-            log.error("the worker %s is sent away: %s", turned.worker, turned.error)
-            self._client.retire_workers([turned.worker], close_workers=True)
+        workers = self._client.nthreads()
+        if set(workers) <= {rejected.worker}:
+            raise rejected.error
+        if rejected.worker in workers:
+            log.error("the worker %s is retired: %s", rejected.worker, rejected.error)
+            self._client.retire_workers([rejected.worker], close_workers=True)
 
 
-def _tell_replaced(event: tuple[float, str]) -> None:
+def _log_replaced(event: tuple[float, str]) -> None:
     log.warning("a worker is replaced: %s", event[1])
 
 
-def _settle_in(client: Client, station: JobPlugin) -> None:
-    """Have a job's station on all workers, also where one of them ends just then."""
-    for patience in range(RETRIES, -1, -1):
+def _register(client: Client, plugin: JobPlugin) -> None:
+    """Have a job on all workers, also where one of them ends at that moment."""
+    for tries_left in range(RETRIES, -1, -1):
         try:
-            client.register_plugin(station, name=station.name)
+            client.register_plugin(plugin, name=plugin.name)
         except OSError:
-            if not patience:
+            if not tries_left:
                 raise _no_scheduler() from None
-            time.sleep(SECONDS_BETWEEN_LOOKS)
+            time.sleep(SECONDS_BETWEEN_CHECKS)
         else:
             return
 
 
-def _leave(client: Client, station: str) -> None:
-    """Take a job's station from the workers, unless the scheduler is gone and they with it."""
+def _unregister(client: Client, plugin_name: str) -> None:
+    """Take a job from the workers, unless the scheduler is gone and they with it."""
     if client.status != "running":
         return
-    client.unsubscribe_topic(station)
-    client.unregister_worker_plugin(station)
+    client.unsubscribe_topic(plugin_name)
+    client.unregister_worker_plugin(plugin_name)
 
 
 def _no_scheduler() -> RunError:
@@ -260,7 +266,7 @@ def _no_scheduler() -> RunError:
     )
 
 
-def _said(error: BaseException) -> str:
+def _describe(error: BaseException) -> str:
     if isinstance(error, KilledWorker):
         return "each worker that tried it died, or took too long and was replaced"
     if isinstance(error, UserError):

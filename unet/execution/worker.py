@@ -1,6 +1,6 @@
-"""What a worker does for a job: it opens it once, and then does block after block.
+"""What a worker does for a job: it opens the job once, and then does block after block.
 
-What may go wrong with a block is told apart in `dispatch`, which hears of it from here.
+What goes wrong with a block is returned to `dispatch`, which decides what follows from it.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from unet.errors import (
     WorkerError,
     to_user_error,
 )
-from unet.planning.plan import BLOCKS_PER_WORKER
+from unet.planning.memory import BLOCKS_PER_WORKER
 
 LEAST_LIMIT_SECONDS = 1800.0
 TIMES_THE_LONGEST = 20.0
-SECONDS_OF_GRACE = 1.0  # for a last word to the client
-# Of this worker's process, whatever the runs that share it: memory is planned for so many blocks.
+SECONDS_OF_GRACE = 1.0  # for a last message to the client
+# For all runs that share this worker's process: its memory is planned for this many blocks.
 BLOCK_SLOTS = threading.Semaphore(BLOCKS_PER_WORKER)
-IDLE_SECONDS = 600.0  # after which what was opened is let go of: its client may have been killed
+IDLE_SECONDS = 600.0  # then an open job is closed: its client may have been killed
 
 
 class Job(Protocol):
@@ -44,24 +44,24 @@ class Job(Protocol):
         ...
 
     def open(self) -> Callable[[int], Any]:
-        """What does a block, given its number: called once a worker."""
+        """The function that does a block, given its number. Called once on each worker."""
         ...
 
 
-# What a block may return besides its result. Returned and not raised, since Dask tries again what
-# is raised, and shows its traceback.
+# What a block may return besides its result. It is returned and not raised, since Dask tries again
+# after an error, and logs its traceback.
 
 
 @dataclass(frozen=True)
 class AbortRun:
-    """No other try and no other block would fare better."""
+    """Every other try, and every other block, would fail too."""
 
     error: UserError
 
 
 @dataclass(frozen=True)
 class Failed:
-    """This block failed, and another try would fail alike."""
+    """This block failed, and another try would fail too."""
 
     error: BaseException
 
@@ -75,13 +75,13 @@ class WorkerRejected:
 
     @classmethod
     def by(cls, error: UserError, worker: str) -> WorkerRejected | AbortRun:
-        """What an error in opening a job means: it may be the worker's own, or everybody's."""
+        """What an error in opening a job means: this worker is at fault, or all would fail."""
         its_own = isinstance(error, WorkerError | DeviceError)
         return cls(error, worker) if its_own else AbortRun(error)
 
 
 class JobPlugin(WorkerPlugin):
-    """What one worker holds for one job; opened with its first block, and again after a long rest.
+    """What one worker holds for one job: opened with the first block, closed after a long rest.
 
     limit  seconds that a block may take; None: 20 times the longest on this worker so far, and
            at least half an hour
@@ -114,7 +114,7 @@ class JobPlugin(WorkerPlugin):
     def do(self, block: int) -> Any:
         """Do one block, and end this worker's process if it takes too long.
 
-        As many at once as the plan counts memory for; the others wait.
+        At most BLOCKS_PER_WORKER at once, which the plan counts memory for; the others wait.
         """
         with BLOCK_SLOTS, self._watched(block):
             try:
@@ -147,10 +147,10 @@ class JobPlugin(WorkerPlugin):
             self._give_up(f"it failed in a block, and now before one: {error}")
 
     def _doubt(self) -> None:
-        """Let the next block open the job anew: that tests this worker, as before its first.
+        """Let the next block open the job again, which tests this worker as before its first block.
 
-        What is broken for good, such as the CUDA context of a process after an illegal access,
-        fails at once, so that its worker is always idle and would be handed all that is left.
+        Why: a process that is broken for good, such as one whose CUDA context saw an illegal
+        access, fails each block at once. So it is always idle, and would be given all that is left.
         """
         with self._lock:
             self._do, self._doubted = None, True
@@ -159,11 +159,11 @@ class JobPlugin(WorkerPlugin):
         with self._lock:
             self._busy -= 1
             if not self._busy:
-                self._rest = threading.Timer(self.idle_seconds, self._let_go)
+                self._rest = threading.Timer(self.idle_seconds, self._close)
                 self._rest.daemon = True
                 self._rest.start()
 
-    def _let_go(self) -> None:
+    def _close(self) -> None:
         with self._lock:
             if not self._busy:
                 self._do = None
@@ -183,20 +183,25 @@ class JobPlugin(WorkerPlugin):
             self._longest = max(self._longest, time.monotonic() - begin)
 
     def _give_up(self, why: str) -> NoReturn:
-        """End the process: a thread that hangs cannot be ended alone. Its nanny starts another."""
+        """End the process: a thread that hangs cannot be ended alone. A nanny starts another."""
         self._worker.log_event(self.name, why)
         time.sleep(SECONDS_OF_GRACE)
         os._exit(1)
 
 
-def do_block(station_name: str, block: int) -> Any:
+def do_block(plugin_name: str, block: int) -> Any:
     """Do one block on the worker that this is called on; what went wrong is returned."""
-    station: JobPlugin = get_worker().plugins[station_name]  # type: ignore[assignment]
+    plugin: JobPlugin = get_worker().plugins[plugin_name]  # type: ignore[assignment]
     try:
-        return station.do(block)
+        return plugin.do(block)
     except Exception as error:
-        told_as = to_user_error(error)
-        if told_as is None:
+        user_error = to_user_error(error)
+        if user_error is None:
             raise
-        of_this_block = isinstance(told_as, SourceError | StoreError | ModelError)
-        return Failed(told_as) if of_this_block else AbortRun(told_as)
+        of_this_block = isinstance(user_error, SourceError | StoreError | ModelError)
+        return Failed(user_error) if of_this_block else AbortRun(user_error)
+
+
+def threads_of_worker() -> int:
+    """The CPUs that the worker of this task was given: a thread of Dask stands for one."""
+    return int(get_worker().state.nthreads)

@@ -1,9 +1,9 @@
 """From pixels to probabilities: the network on windows, and on a whole image at once.
 
-The only module beside the network itself that computes with torch. A window goes to the device in
-the image's own dtype, is normalised there, passes through the network, and only the probabilities
-of its core come back. `predict` is the untiled reference: one window over the whole image. The
-tiled pipeline uses the same `Inference` on many windows, and must give equal numbers.
+A window goes to the device in the image's own dtype, is normalised there, passes through the
+network, and only the probabilities of its core come back. `predict` is the untiled reference: one
+window over the whole image. The tiled pipeline uses the same `Inference` on many windows, and must
+give equal numbers.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from unet.model.folder import ModelSpec, find_model
 from unet.model.normalisation import summarise
 from unet.network.unet import CHANNELS_LAST, UNet
 from unet.network.weights import load_network
-from unet.planning.axes import GRID, ORDER
-from unet.planning.geometry import Box, Halo, Sizes, cores, grid, read_mirrored, round_up
-from unet.planning.plan import lattice, shrink
+from unet.planning.axes import GRID, ORDER, Sizes, with_channels, without_channels
+from unet.planning.geometry import BlockGrid, Box, read_mirrored
+from unet.planning.lattice import Lattice
 
 log = logging.getLogger(__name__)
 
@@ -86,8 +86,8 @@ class Inference:
         return result
 
     def _tensor(self, window: NDArray[np.generic]) -> Tensor:
-        loose = (window.shape[0], window.shape[2])[: 4 - self._dims]
-        if loose != (1,) * len(loose):
+        unseen = (window.shape[0], window.shape[2])[: 4 - self._dims]
+        if unseen != (1,) * len(unseen):
             raise ValueError(f"a window {window.shape} of more planes than the network sees")
         plane = window[0, :, 0] if self._dims == 2 else window[0]
         if plane.dtype.byteorder not in "=|" or plane.dtype.kind not in "iuf":
@@ -95,15 +95,15 @@ class Inference:
         return torch.from_numpy(np.ascontiguousarray(plane))
 
 
-def centre(found: NDArray[np.float32], core: Sizes, kept: Sizes) -> NDArray[np.float32]:
+def crop_core(output: NDArray[np.float32], core: Sizes, kept: Sizes) -> NDArray[np.float32]:
     """Of a window's output (classes - 1, [Z,] Y, X) its core, and of that what is in the image.
 
     core, kept  their shapes on (t, z, y, x). Returns (1, classes - 1, z, y, x).
     """
-    spatial = found.shape[1:]
-    cut = [(n - c) // 2 for n, c in zip(spatial, core[-len(spatial) :], strict=True)]
-    index = [slice(a, a + k) for a, k in zip(cut, kept[-len(spatial) :], strict=True)]
-    return found[(slice(None), *index)].reshape(1, found.shape[0], *kept[1:])
+    spatial = output.shape[1:]
+    starts = [(n - c) // 2 for n, c in zip(spatial, core[-len(spatial) :], strict=True)]
+    index = [slice(a, a + k) for a, k in zip(starts, kept[-len(spatial) :], strict=True)]
+    return output[(slice(None), *index)].reshape(1, output.shape[0], *kept[1:])
 
 
 def foreground(logits: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -114,9 +114,9 @@ def foreground(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     """
     result = np.empty((logits.shape[0], logits.shape[1] - 1, *logits.shape[2:]), np.float32)
     rows = max(1, STRIP // math.prod(logits.shape[3:]))
-    for image, found in zip(logits, result, strict=True):
+    for image, out in zip(logits, result, strict=True):
         for start in range(0, image.shape[1], rows):
-            _softmax(image[:, start : start + rows], found[:, start : start + rows])
+            _softmax(image[:, start : start + rows], out[:, start : start + rows])
     return result
 
 
@@ -139,27 +139,31 @@ def _softmax(logits: NDArray[np.float32], out: NDArray[np.float32]) -> None:
 
 
 class WindowRunner:
-    """Runs the windows of a block, in batches, and shrinks them where the device is too small."""
+    """Runs the windows of a block, in batches, and shrinks them where the device is too small.
+
+    core   (t, z, y, x) of the largest core of a window
+    batch  how many windows run at once
+    """
 
     def __init__(
-        self, inference: Inference, stride: Sizes, halo: Halo, core: Sizes, batch: int, classes: int
+        self, inference: Inference, lattice: Lattice, core: Sizes, batch: int, classes: int
     ) -> None:
-        self._inference = inference
-        self._stride, self._halo = stride, halo
+        self._inference, self._lattice = inference, lattice
         self._core, self._batch = core, batch
         self._classes = classes
 
     def block(self, pixels: NDArray[np.generic], box: Box) -> NDArray[np.float32]:
         """Probabilities of `box`, as (t, classes - 1, z, y, x), from its pixels and their halo.
 
-        `pixels` (t, c, z, y, x) reaches from the box's start less the halo to its end, rounded
-        up to the stride, plus the halo. Raises DeviceError where no window fits the device.
+        pixels  (t, c, z, y, x) of `Lattice.reads(box)`
+
+        Raises DeviceError where no window fits the device.
         """
         while True:
             try:
                 return self._block(pixels, box)
             except torch.OutOfMemoryError as error:
-                smaller = shrink(self._core, self._stride)
+                smaller = self._lattice.smaller(self._core)
                 if smaller is None:
                     raise DeviceError(
                         f"Expected the device to hold a window around a core of {self._core}, the "
@@ -171,22 +175,20 @@ class WindowRunner:
                 torch.cuda.empty_cache()
 
     def _block(self, pixels: NDArray[np.generic], box: Box) -> NDArray[np.float32]:
-        t, *rest = box.shape
-        out = np.empty((t, self._classes - 1, *rest), np.float32)
-        origin = box.grow(self._halo).start
+        out = np.empty(with_channels(box.shape, self._classes - 1), np.float32)
+        halo = self._lattice.halo
+        origin = box.grow(halo).start
         for batch in self._batches(box):
-            windows = [
-                pixels[_with_channels(core.grow(self._halo).relative_to(origin))] for core in batch
-            ]
-            for core, found in zip(batch, self._inference.probabilities(windows), strict=True):
+            windows = [pixels[_index(core.grow(halo).relative_to(origin))] for core in batch]
+            for core, output in zip(batch, self._inference.probabilities(windows), strict=True):
                 kept = core.clip(box.stop)
-                target = _with_channels(kept.relative_to(box.start))
-                out[target] = centre(found, core.shape, kept.shape)
+                out[_index(kept.relative_to(box.start))] = crop_core(output, core.shape, kept.shape)
         return out
 
     def _batches(self, box: Box) -> Iterator[list[Box]]:
+        """The cores of a box, up to `batch` of one shape together."""
         by_shape: dict[Sizes, list[Box]] = {}
-        for core in cores(box, self._core, self._stride):
+        for core in self._lattice.cores(box, self._core):
             group = by_shape.setdefault(core.shape, [])
             group.append(core)
             if len(group) == self._batch:
@@ -203,7 +205,7 @@ class Model:
 
 
 def load_model(name_or_path: str | Path) -> Model:
-    """Load a model that comes with the workflow, by name, or any model folder, by path.
+    """Load a shipped model, by name, or any model folder, by path.
 
     Raises ModelError where the folder or its weights are missing, damaged or contradictory.
     """
@@ -214,11 +216,12 @@ def load_model(name_or_path: str | Path) -> Model:
 def predict(
     model: Model, image: NDArray[np.generic], axes: str | None = None
 ) -> NDArray[np.float32]:
-    """Probabilities of an image in memory, in one window a plane: the reference, for notebooks.
+    """Probabilities of an image in memory, each plane or volume in one window; for notebooks.
 
-    image  (Y, X), (C, Y, X), (Z, Y, X) or (C, Z, Y, X), as the model's channels and dimensions
-           ask, or (Y, X, C) where only that fits; any other order is named by `axes`, such as
-           "tzyx"
+    This is the reference that the tiled workflow must equal.
+
+    image  (Y, X), (C, Y, X), (Z, Y, X) or (C, Z, Y, X), by the model's channels and dimensions,
+           or (Y, X, C) where only that fits; name any other order by `axes`, such as "tzyx"
     Returns (classes, [T,] [Z,] Y, X) float32; the classes of a pixel sum to 1.
     Raises ModelError where the image does not fit the model, SourceError for NaN.
     """
@@ -235,21 +238,17 @@ def predict(
     channels = np.moveaxis(pixels, 1, 0)
     affine = normalisation.affine(summarise(channels, normalisation.percentiles))
     inference = Inference(model.network, architecture.dims, *affine)
-    stride, halo = lattice(architecture)
-    t, _, *zyx = pixels.shape
-    grid_shape = (t, *zyx)
-    found = np.empty((t, architecture.classes - 1, *zyx), np.float32)
-    one = (1, *zyx) if architecture.dims == 3 else (1, 1, *zyx[1:])
-    for position in np.ndindex(*grid(grid_shape, one)):
-        start = tuple(position)
-        box = Box(start, tuple(a + n for a, n in zip(start, one, strict=True)))
-        core = Box(
-            start, tuple(a + round_up(n, s) for a, n, s in zip(start, one, stride, strict=True))
-        )
-        window = read_mirrored(lambda b: pixels[_with_channels(b)], core.grow(halo), grid_shape)
+    lattice = Lattice.of(architecture)
+    shape = without_channels(pixels.shape)
+    probabilities = np.empty(with_channels(shape, architecture.classes - 1), np.float32)
+    passes = BlockGrid(shape, lattice.one_pass(shape))
+    for number in range(passes.count):
+        box = passes.box(number)
+        window = read_mirrored(lambda b: pixels[_index(b)], lattice.reads(box), shape)
         (output,) = inference.probabilities([window])
-        found[_with_channels(box)] = centre(output, core.shape, box.shape)
-    result = np.moveaxis(with_background(found), 1, 0)
+        core = lattice.cover(box.shape)
+        probabilities[_index(box)] = crop_core(output, core, box.shape)
+    result = np.moveaxis(with_background(probabilities), 1, 0)
     return result.reshape([-1, *(image.shape[axes.index(a)] for a in GRID if a in axes)])
 
 
@@ -269,10 +268,11 @@ def _five_axes(image: NDArray[np.generic], axes: str) -> NDArray[np.generic]:
             f"for the shape {image.shape}. Name the axes, for instance axes='yxc'."
         )
     ordered = image.transpose([axes.index(axis) for axis in ORDER if axis in axes])
-    present = iter(ordered.shape)
-    return ordered.reshape([next(present) if axis in axes else 1 for axis in ORDER])
+    lengths = iter(ordered.shape)
+    return ordered.reshape([next(lengths) if axis in axes else 1 for axis in ORDER])
 
 
-def _with_channels(box: Box) -> tuple[slice, ...]:
+def _index(box: Box) -> tuple[slice, ...]:
+    """What cuts a box on (t, z, y, x) out of an array (t, c, z, y, x)."""
     t, *rest = box.slices
     return (t, slice(None), *rest)

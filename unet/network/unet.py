@@ -16,8 +16,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from unet.model.architecture import Architecture, PerLevel
+from unet.model.architecture import Architecture
 
+RONNEBERGER_2015 = Architecture.of()
 FEW_VALUES = 1 << 16  # torch's own bound is 20,480
 
 
@@ -105,25 +106,15 @@ def crop_image(image: Tensor, size: Sequence[int]) -> Tensor:
 class UNet(nn.Module):
     """The U-Net: (B, in_channels, [Z,] Y, X) float -> (B, classes, [Z,] Y', X') logits.
 
-    Without arguments it is the network of 2015, with 31,030,658 parameters: 1 -> 64 -> 128 -> 256
-    -> 512 -> 1024 channels and back, 572 x 572 -> 388 x 388. `kernel` and `pool` are one number,
-    one an axis, or one row a level. Input sizes that it cannot pool evenly raise ModelError with
-    the nearest legal sizes; `architecture` tells them beforehand.
+    Without an architecture it is the network of 2015, with 31,030,658 parameters: 1 -> 64 -> 128 ->
+    256 -> 512 -> 1024 channels and back, 572 x 572 -> 388 x 388. Any other network is made of its
+    numbers: `UNet(Architecture.of(in_channels=3, classes=4))`. Input sizes that it cannot pool
+    evenly raise ModelError with the nearest legal sizes; `architecture` knows them beforehand.
     """
 
-    def __init__(
-        self,
-        in_channels: int = 1,
-        classes: int = 2,
-        width: int = 64,
-        depth: int = 4,
-        dims: int = 2,
-        kernel: PerLevel = 3,
-        pool: PerLevel = 2,
-    ) -> None:
+    def __init__(self, architecture: Architecture = RONNEBERGER_2015) -> None:
         super().__init__()
-        a = Architecture.of(in_channels, classes, width, depth, dims, kernel, pool)
-        self.architecture = a
+        self.architecture = a = architecture
         widths = [a.width << level for level in range(a.depth + 1)]
         self.down = nn.ModuleList(
             double_conv(inputs, outputs, kernel)

@@ -21,16 +21,15 @@ def load_network(spec: ModelSpec) -> UNet:
 
     Raises ModelError where a tensor is missing, left over, of another shape or not finite.
     """
-    a = spec.architecture
-    network = UNet(a.in_channels, a.classes, a.width, a.depth, a.dims, a.kernels, a.pools)
+    network = UNet(spec.architecture)
     tensors = read_tensors(spec.weights)
-    wanted = network.state_dict()
-    problems = [f"{name} is missing" for name in sorted(wanted.keys() - tensors.keys())]
-    problems += [f"{name} is unknown" for name in sorted(tensors.keys() - wanted.keys())]
+    expected = network.state_dict()
+    problems = [f"{name} is missing" for name in sorted(expected.keys() - tensors.keys())]
+    problems += [f"{name} is unknown" for name in sorted(tensors.keys() - expected.keys())]
     problems += [
-        f"{name} is {tuple(tensor.shape)} and should be {tuple(wanted[name].shape)}"
+        f"{name} is {tuple(tensor.shape)} and should be {tuple(expected[name].shape)}"
         for name, tensor in sorted(tensors.items())
-        if name in wanted and tensor.shape != wanted[name].shape
+        if name in expected and tensor.shape != expected[name].shape
     ]
     problems += [
         f"{name} holds NaN or infinity"
@@ -38,10 +37,10 @@ def load_network(spec: ModelSpec) -> UNet:
         if not bool(torch.isfinite(tensor).all())
     ]
     if problems:
-        shown = "; ".join(problems[:4]) + ("; ..." if len(problems) > 4 else "")
+        listing = "; ".join(problems[:4]) + ("; ..." if len(problems) > 4 else "")
         raise ModelError(
             f"Expected in {spec.weights} the weights of the network that "
-            f"{spec.folder / 'model.yaml'} describes, but {shown}. Either the file belongs to "
+            f"{spec.folder / 'model.yaml'} describes, but {listing}. Either the file belongs to "
             f"another model, or `network` in model.yaml is not what was trained."
         )
     network.load_state_dict(tensors)
@@ -52,15 +51,15 @@ def load_network(spec: ModelSpec) -> UNet:
 def save_model(folder: Path, network: UNet, description: dict[str, Any]) -> ModelSpec:
     """Write a model folder: the weights of `network` and `description` as model.yaml.
 
-    `description` has the keys of `unet/model.schema.yaml` but `network` and `weights`, which are
-    filled in here. Returns the model as it reads back.
+    `description` has the keys of `unet/model/model.schema.yaml` but `network` and `weights`, which
+    are filled in here. Returns the model as it reads back.
     """
     a = network.architecture
     folder.mkdir(parents=True, exist_ok=True)
     weights = folder / "weights.safetensors"
     tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
     weights.write_bytes(safetensors.torch.save(tensors))  # save_file would make it private
-    described = {
+    contents = {
         **description,
         "network": {
             "in_channels": a.in_channels,
@@ -72,7 +71,7 @@ def save_model(folder: Path, network: UNet, description: dict[str, Any]) -> Mode
         },
         "weights": {"file": weights.name, "sha256": file_sha256(weights)},
     }
-    (folder / "model.yaml").write_text(yaml.safe_dump(described, sort_keys=False, width=100))
+    (folder / "model.yaml").write_text(yaml.safe_dump(contents, sort_keys=False, width=100))
     return find_model(folder)
 
 

@@ -1,10 +1,10 @@
-"""Where things lie: boxes of pixels, the blocks that partition an image, the cores of a block.
+"""Where things lie: boxes of pixels, the blocks that partition an image, its mirrored borders.
 
 Pure functions on integers. All positions are pixels from the image's origin on the grid axes
 (t, z, y, x); all intervals are half open. The laws that make tiling exact, each a property test:
 
     blocks partition the image;
-    cores partition their block, and start on multiples of the network's stride;
+    cores partition their block, and start on multiples of the network's stride (`lattice`);
     a window is its core and the halo around it, whatever the block, the core's size or the border;
     outside the image its mirror is read, from the whole image and never from a window.
 """
@@ -12,21 +12,21 @@ Pure functions on integers. All positions are pixels from the image's origin on 
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from itertools import pairwise, product
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
-Sizes = tuple[int, ...]
+from unet.planning.axes import Sizes
+
 Halo = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
 class Box:
-    """The pixels from `start` up to, not including, `stop`, one number an axis."""
+    """The pixels from `start` up to, not including, `stop`, one number for each axis."""
 
     start: Sizes
     stop: Sizes
@@ -66,14 +66,41 @@ class Box:
         )
 
 
+@dataclass(frozen=True)
+class BlockGrid:
+    """The blocks that partition an image, counted in row-major order and never listed.
+
+    shape  (t, z, y, x) of the image
+    block  (t, z, y, x) of a block: one shard, one task, one owner
+    """
+
+    shape: Sizes
+    block: Sizes
+
+    @property
+    def counts(self) -> Sizes:
+        """How many blocks cover the image on each axis."""
+        return tuple(-(-size // step) for size, step in zip(self.shape, self.block, strict=True))
+
+    @property
+    def count(self) -> int:
+        """How many blocks the image has."""
+        return math.prod(self.counts)
+
+    def position(self, index: int) -> Sizes:
+        """Where block number `index` is among the blocks, on each axis."""
+        return tuple(map(int, np.unravel_index(index, self.counts)))
+
+    def box(self, index: int) -> Box:
+        """The pixels of block number `index`: of the last on an axis, those inside the image."""
+        start = tuple(p * step for p, step in zip(self.position(index), self.block, strict=True))
+        stop = tuple(a + step for a, step in zip(start, self.block, strict=True))
+        return Box(start, stop).clip(self.shape)
+
+
 def round_up(size: int, step: int) -> int:
     """The smallest multiple of `step` that is not below `size`."""
     return -(-size // step) * step
-
-
-def grid(shape: Sizes, block: Sizes) -> Sizes:
-    """How many blocks cover the image on each axis."""
-    return tuple(-(-size // step) for size, step in zip(shape, block, strict=True))
 
 
 def grow_block(piece: Sizes, shape: Sizes, spatial: int, pixels: int) -> Sizes:
@@ -91,16 +118,15 @@ def grow_block(piece: Sizes, shape: Sizes, spatial: int, pixels: int) -> Sizes:
     return tuple(sides)
 
 
-def block_box(index: int, shape: Sizes, block: Sizes) -> Box:
-    """The box of block `index`, counted in row-major order and clipped to the image."""
-    position = np.unravel_index(index, grid(shape, block))
-    start = tuple(int(p) * step for p, step in zip(position, block, strict=True))
-    return Box(start, tuple(a + step for a, step in zip(start, block, strict=True))).clip(shape)
+def runs(indices: Iterable[int], chunk: int = 1) -> list[tuple[int, int]]:
+    """The reads that fetch these indices of an axis, each as (first, last + 1).
 
+    Indices with a gap between them share a read where they lie in one chunk, so that no chunk is
+    decoded twice.
 
-def runs(wanted: Iterable[int], chunk: int = 1) -> list[tuple[int, int]]:
-    """First and last + 1 of the reads that fetch what is wanted, none decoding a chunk twice."""
-    needed = sorted(set(wanted))
+    chunk  how many indices are compressed together
+    """
+    needed = sorted(set(indices))
     breaks = [
         i for i, (a, b) in enumerate(pairwise(needed), 1) if b > a + 1 and b // chunk > a // chunk
     ]
@@ -111,33 +137,6 @@ def runs(wanted: Iterable[int], chunk: int = 1) -> list[tuple[int, int]]:
 def slab_range(slab: int, slabs: int, blocks: int) -> range:
     """The blocks of slab `slab` of `slabs`: contiguous, within one block of equal length."""
     return range(slab * blocks // slabs, (slab + 1) * blocks // slabs)
-
-
-def cores(block: Box, core: Sizes, stride: Sizes) -> Iterator[Box]:
-    """Partition a block, rounded up to the stride, into cores of at most the size `core`.
-
-    The last core of an axis shrinks to the lattice point behind the block's end; it never moves
-    back, since a core off the lattice would see another pooling phase.
-    """
-    axes = []
-    for start, stop, size, step in zip(block.start, block.stop, core, stride, strict=True):
-        end = start + round_up(stop - start, step)
-        axes.append([(a, min(a + size, end)) for a in range(start, end, size)])
-    for intervals in product(*axes):
-        yield Box(tuple(a for a, _ in intervals), tuple(b for _, b in intervals))
-
-
-def core_sizes(shape: Sizes, block: Sizes, core: Sizes, stride: Sizes) -> list[Counter[int]]:
-    """Per axis, how often each size of core occurs in an image, without listing the cores."""
-    axes = []
-    for size, length, inner, step in zip(shape, block, core, stride, strict=True):
-        whole, rest = divmod(size, length)
-        counts: Counter[int] = Counter()
-        for blocks, covered in ((whole, length), (1, round_up(rest, step))):
-            counts[inner] += blocks * (covered // inner)
-            counts[covered % inner] += blocks * (covered % inner > 0)
-        axes.append(+counts)
-    return axes
 
 
 def mirror(start: int, stop: int, size: int) -> NDArray[np.intp]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from unet.planning.axes import ORDER
-from unet.planning.geometry import Sizes, grow_block, round_up
+from unet.planning.axes import ORDER, Sizes, with_channels
+from unet.planning.geometry import grow_block, round_up
 
 CHUNK = 512
 BLOCK_PIXELS = 1 << 22  # 2048^2, 64 x 256^2: a float32 shard of 16 MiB, a few seconds of a GPU
@@ -31,19 +31,8 @@ class Layout:
         return tuple(size for size, axis in zip(sizes, ORDER, strict=True) if axis in self.axes)
 
 
-def with_channels(sizes: Sizes, channels: int) -> Sizes:
-    """(t, z, y, x) and a number of channels, as (t, c, z, y, x)."""
-    return (sizes[0], channels, *sizes[1:])
-
-
-def without_channels(sizes: Sizes) -> Sizes:
-    """(t, c, z, y, x), as (t, z, y, x)."""
-    t, _, *zyx = sizes
-    return (t, *zyx)
-
-
 def image_chunk(shape: Sizes) -> Sizes:
-    """The chunk of an image (t, z, y, x): planes of 512 x 512, or what there is of them."""
+    """The chunk of an image (t, z, y, x): planes of 512 x 512, or smaller where the image is."""
     return (1, 1, *(min(CHUNK, round_up(side, 16)) for side in shape[2:]))
 
 
@@ -59,7 +48,7 @@ def image_layout(axes: str, shape: Sizes, channels: int, dtype: str, block: Size
 
 
 def image_block(shape: Sizes) -> Sizes:
-    """The block of an image whose source has no say in it."""
+    """The block of an image whose source does not ask for another."""
     return grow_block(image_chunk(shape), shape, 2, BLOCK_PIXELS)
 
 

@@ -1,21 +1,21 @@
 """What a result holds, in integers: its arrays, their files and their bytes.
 
-Why apart from `stitch`, which makes them: the plan tells the files and the space of a run before it
-begins, and counts exactly what will be made.
+Why apart from `stitch`, which makes them: the plan states the files and the space of a run before
+it begins, and counts exactly what will be made.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
 
-from unet.planning.axes import ORDER
-from unet.planning.geometry import Sizes
+from unet.planning.axes import ORDER, Sizes
+from unet.planning.image import ImageRef
 from unet.planning.layout import Layout, image_block, image_layout, pyramid
-from unet.planning.plan import ImageRef, Plan
 
 GROUPS = 3  # the result, its labels, the mask; each array and group has a zarr.json
 
@@ -28,13 +28,14 @@ class Footprint:
     bytes: int
 
     @classmethod
-    def of(cls, layouts: list[Layout]) -> Self:
-        """Of arrays with these layouts."""
-        shards = (
-            math.prod(-(-n // s) for n, s in zip(a.shape, a.shard, strict=True)) for a in layouts
-        )
-        size = sum(math.prod(a.shape) * np.dtype(a.dtype).itemsize for a in layouts)
-        return cls(sum(shards) + len(layouts), size)
+    def of(cls, layouts: Iterable[Layout]) -> Self:
+        """Of arrays: their shards, and a zarr.json for each."""
+        files = size = 0
+        for array in layouts:
+            counts = (-(-n // s) for n, s in zip(array.shape, array.shard, strict=True))
+            files += math.prod(counts) + 1
+            size += math.prod(array.shape) * np.dtype(array.dtype).itemsize
+        return cls(files, size)
 
 
 def level_factors(image: ImageRef) -> list[Sizes]:
@@ -49,31 +50,33 @@ def image_arrays(image: ImageRef) -> list[Layout]:
     axes = "".join(axis for axis in ORDER if axis in image.axes)
     channels = len(image.channel_names)
     block = image.block or image_block(image.shape)
-    whole = image_layout(axes, image.shape, channels, image.dtype, block)
-    return [whole, *_smaller(image, axes, channels, image.dtype)]
+    full_size = image_layout(axes, image.shape, channels, image.dtype, block)
+    return [full_size, *_smaller_levels(image, full_size, channels)]
 
 
-def mask_arrays(plan: Plan) -> list[Layout]:
-    """The mask of a result and its smaller levels."""
-    whole = plan.mask()
-    return [whole, *_smaller(plan.image, whole.axes, 1, whole.dtype)]
+def mask_arrays(image: ImageRef, mask: Layout) -> list[Layout]:
+    """The mask of a result, whose full size has the layout `mask`, and its smaller levels."""
+    return [mask, *_smaller_levels(image, mask, 1)]
 
 
-def footprint(plan: Plan) -> Footprint:
+def footprint(image: ImageRef, mask: Layout) -> Footprint:
     """Of a result with its image."""
-    arrays = Footprint.of([*image_arrays(plan.image), *mask_arrays(plan)])
+    arrays = Footprint.of([*image_arrays(image), *mask_arrays(image, mask)])
     return Footprint(arrays.files + GROUPS, arrays.bytes)
 
 
-def to_write(plan: Plan) -> int:
+def bytes_to_write(image: ImageRef, mask: Layout) -> int:
     """The bytes of a result before compression, without what is only linked: a copied image."""
-    linked = Footprint.of(image_arrays(plan.image)[:1]).bytes if plan.image.copied else 0
-    return footprint(plan).bytes - linked
+    linked = Footprint.of(image_arrays(image)[:1]).bytes if image.copied else 0
+    return footprint(image, mask).bytes - linked
 
 
-def _smaller(image: ImageRef, axes: str, channels: int, dtype: str) -> list[Layout]:
+def _smaller_levels(image: ImageRef, full_size: Layout, channels: int) -> list[Layout]:
     shapes = [
         tuple(-(-n // f) for n, f in zip(image.shape, factors, strict=True))
         for factors in level_factors(image)[1:]
     ]
-    return [image_layout(axes, shape, channels, dtype, image_block(shape)) for shape in shapes]
+    return [
+        image_layout(full_size.axes, shape, channels, full_size.dtype, image_block(shape))
+        for shape in shapes
+    ]

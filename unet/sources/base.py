@@ -13,7 +13,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from unet.planning.geometry import Box, Sizes
+from unet.planning.axes import Sizes
+from unet.planning.geometry import Box
 
 
 @dataclass(frozen=True)

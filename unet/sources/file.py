@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unet.errors import SourceError
-from unet.planning.geometry import Sizes
+from unet.planning.axes import Sizes
 from unet.storage.location import RemotePath, locate
 
 HEADERS = 1 << 16  # bytes read at once while a file's structure is followed

@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unet.errors import SourceError
-from unet.planning.axes import ORDER
-from unet.planning.geometry import Box, Sizes, runs
+from unet.planning.axes import ORDER, Sizes
+from unet.planning.geometry import Box, runs
 from unet.sources.base import InPlace, SourceSpec
 
 logger = logging.getLogger(__name__)

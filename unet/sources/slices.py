@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unet.errors import SourceError
-from unet.planning.geometry import Sizes
+from unet.planning.axes import Sizes
 from unet.sources.base import SourceSpec
 from unet.sources.image import UNUSED, RawImage, choose_level
 from unet.storage.location import locate

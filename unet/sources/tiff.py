@@ -24,7 +24,7 @@ import tifffile
 from numpy.typing import NDArray
 
 from unet.errors import SourceError
-from unet.planning.geometry import Sizes
+from unet.planning.axes import Sizes
 from unet.sources import tiff_metadata
 from unet.sources.base import SourceSpec
 from unet.sources.file import File, open_file, to_open

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from zarr.storage import ObjectStore
 
 from unet.errors import SourceError
-from unet.planning.geometry import Sizes
+from unet.planning.axes import Sizes
 from unet.sources.base import SourceSpec
 from unet.sources.image import RawImage, choose_level, stated_axes
 from unet.sources.units import micrometres

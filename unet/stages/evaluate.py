@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import io
 import logging
-import math
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -24,11 +23,11 @@ from unet.evaluation import picture
 from unet.evaluation.labels import classes_of
 from unet.evaluation.metrics import Tally
 from unet.model.folder import find_model
-from unet.planning.geometry import Box, Sizes, block_box, grid, grow_block
+from unet.planning.axes import Sizes
+from unet.planning.geometry import BlockGrid, Box, grow_block
 from unet.sources import open_source
 from unet.sources.base import Source, SourceSpec
-from unet.stages.split import read_plan
-from unet.stages.stitch import StitchManifest
+from unet.stages.manifests import StitchManifest, read_plan
 from unet.storage.manifest import read_manifest, write_whole
 from unet.storage.workspace import Workspace
 
@@ -44,14 +43,14 @@ COUNTED = 1 << 22  # pixels that are counted at once, unless the labels decode m
 class Evaluation:
     """What a mask is compared with.
 
-    place      of the finished run
+    workspace  of the finished run
     image      its image, for the pictures
     label      instance labels, or class masks where `values` says the label of each class
     annotated  a mask of where the labels are complete; None for everywhere
     measures   "pixels", "instances", "membranes"
     """
 
-    place: Workspace
+    workspace: Workspace
     image: SourceSpec
     label: SourceSpec
     annotated: SourceSpec | None
@@ -69,7 +68,7 @@ def run(asked: list[Evaluation], table: Path, page: Path) -> None:
     writer.writerow(["image", "measure", "value"])
     for evaluation in asked:
         figures, drawn = _evaluated(evaluation)
-        name = evaluation.place.name
+        name = evaluation.workspace.name
         writer.writerows([name, of, round(value, DIGITS)] for of, value in figures.items())
         rows += drawn
         log.info("%s: %s", name, ", ".join(f"{of} {v:.4f}" for of, v in figures.items()))
@@ -79,9 +78,9 @@ def run(asked: list[Evaluation], table: Path, page: Path) -> None:
 
 def _evaluated(asked: Evaluation) -> tuple[dict[str, float], list[picture.Picture]]:
     """The figures of one mask, and its rows of the page."""
-    plan = read_plan(asked.place)
+    plan = read_plan(asked.workspace)
     volumes = find_model(plan.model).architecture.dims == 3
-    mask = read_manifest(asked.place.manifest("stitch"), StitchManifest).mask
+    mask = read_manifest(asked.workspace.manifest("stitch"), StitchManifest).mask
     tally = Tally(asked.measures, len(plan.classes), volumes)
     with ExitStack() as opened:
 
@@ -119,9 +118,10 @@ def _needed(measures: tuple[str, ...], volumes: bool, label: Source) -> Sizes:
 def _boxes(source: Source, piece: Sizes) -> Iterator[Box]:
     """The image in pieces of (z, y, x), time after time."""
     times, _, *zyx = source.shape
+    grid = BlockGrid(tuple(zyx), piece)
     for t in range(times):
-        for index in range(math.prod(grid(tuple(zyx), piece))):
-            box = block_box(index, tuple(zyx), piece)
+        for index in range(grid.count):
+            box = grid.box(index)
             yield Box((t, *box.start), (t + 1, *box.stop))
 
 

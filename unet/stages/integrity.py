@@ -1,7 +1,7 @@
-"""Reading every shard of a run: what is damaged is found by the checksums in the codec.
+"""Reading every shard of a run: the checksums in the codec find what is damaged.
 
 A pixel of the mask is decided once more from its probabilities, so that also a whole shard in a
-wrong place is found. Memory is a few blocks a worker, whatever the size of the image.
+wrong place is found. Memory is a few blocks for each worker, whatever the size of the image.
 """
 
 from __future__ import annotations
@@ -9,32 +9,30 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from unet.errors import StoreError
-from unet.execution import pool
+from unet.execution.machines import Machines
+from unet.execution.pool import connect
+from unet.execution.worker import Job
 from unet.model.classify import decide
-from unet.planning.geometry import Box, Sizes, block_box
-from unet.planning.layout import Layout, without_channels
+from unet.planning.geometry import Box
+from unet.planning.layout import Layout
+from unet.planning.options import StitchOptions
 from unet.planning.plan import Plan
 from unet.planning.result_layout import image_arrays, mask_arrays
-from unet.stages import stitch
-from unet.storage import store
+from unet.stages import probabilities
+from unet.stages.stitch import MASK, largest_block, result_location
 from unet.storage.location import Location, locate
-from unet.storage.workspace import Workspace, probabilities_group
+from unet.storage.store import ArrayRef, ImageArray
+from unet.storage.workspace import Workspace
 
 log = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class Stored:
-    """An array of a run: what it is called, where it is, and its blocks, (t, z, y, x)."""
-
-    name: str
-    folder: Location
-    axes: str
-    block: Sizes
+IMAGE_COPY = "image copy"
+FULL_SIZE_MASK = "mask level 0"
 
 
 @dataclass(frozen=True)
@@ -54,15 +52,12 @@ class ReadJob:
     """Read a block; say what is wrong with it, or nothing."""
 
     name: str
-    array: Stored
+    array: ArrayRef
 
     def open(self) -> Callable[[int], str | None]:
         """Open the array on a worker."""
-        pixels = store.open_pixels(self.array.folder, "", self.array.axes, mode="r")
-
-        return lambda index: _wrong_with(
-            pixels, block_box(index, pixels.grid_shape, self.array.block)
-        )
+        array = self.array.open()
+        return lambda index: _damage(array, array.grid.box(index))
 
 
 @dataclass(frozen=True)
@@ -70,88 +65,78 @@ class DecideJob:
     """Read a block of the mask and decide it again; say what is wrong with it, or nothing."""
 
     name: str
-    plan: Plan
-    probabilities: Stored
-    mask: Stored
+    probabilities: ArrayRef
+    mask: ArrayRef
     threshold: float
 
     def open(self) -> Callable[[int], str | None]:
         """Open both arrays on a worker."""
-        source, mask = (
-            store.open_pixels(array.folder, "", array.axes, mode="r")
-            for array in (self.probabilities, self.mask)
-        )
+        source, mask = self.probabilities.open(), self.mask.open()
 
         def read(index: int) -> str | None:
-            box = self.plan.box(index)
-            wrong = _wrong_with(mask, box)
-            if wrong or _wrong_with(source, box):  # the latter is told of the probabilities
-                return wrong
+            box = mask.grid.box(index)
+            damage = _damage(mask, box)
+            if damage or _damage(source, box):  # the latter is reported of the probabilities
+                return damage
             expected = decide(source.read(box), self.threshold)
-            is_that = np.array_equal(mask.read(box), expected)
-            return None if is_that else "it is not what was predicted"
+            is_equal = np.array_equal(mask.read(box), expected)
+            return None if is_equal else "it is not what was predicted"
 
         return read
 
 
-def _wrong_with(pixels: store.Pixels, box: Box) -> str | None:
+def _damage(array: ImageArray, box: Box) -> str | None:
     """What is wrong with a block; it is read twice before it is called damaged."""
     for _ in range(2):
         try:
-            pixels.read(box)
+            array.read(box)
         except StoreError as error:
-            wrong = str(error).partition(". ")[0]  # what to do is known: it is made again
+            damage = str(error).partition(". ")[0]  # without the advice: it is made again here
         else:
             return None
-    return wrong
+    return damage
 
 
-def arrays_of(place: Workspace, plan: Plan, result: Location, with_image: bool) -> Iterator[Stored]:
-    """Every array of a run that this project wrote."""
-    image = plan.image.absolute()
+def own_arrays(
+    workspace: Workspace, plan: Plan, options: StitchOptions
+) -> Iterator[tuple[str, ArrayRef]]:
+    """The name of every array of a run that this project wrote, and the array."""
+    image, result = plan.image, result_location(workspace, plan, options)
     if image.copied:
-        folder = locate(image.store) / image.array
-        yield Stored("image copy", folder, image.axes, image.block)
-    folder = probabilities_group(plan, place).absolute() / "0"
-    yield Stored("probabilities", folder, plan.axes, plan.block)
-    if with_image:
-        yield from levels("image", result, image_arrays(plan.image))
-    yield from levels("mask", result / stitch.MASK, mask_arrays(plan))
+        copy = locate(image.store).absolute() / image.array
+        yield IMAGE_COPY, ArrayRef(copy, image.axes)
+    yield probabilities.NAME, probabilities.probabilities_array(plan, workspace)
+    if options.image:
+        yield from levels("image", result, image_arrays(image))
+    yield from levels("mask", result / MASK, mask_arrays(image, plan.mask_layout))
 
 
-def levels(name: str, group: Location, layouts: list[Layout]) -> Iterator[Stored]:
-    """The levels of a pyramid in `group`."""
+def levels(name: str, group: Location, layouts: list[Layout]) -> Iterator[tuple[str, ArrayRef]]:
+    """The levels of a pyramid in `group`, each with its name."""
     for level, layout in enumerate(layouts):
-        block = without_channels(layout.shard)
-        yield Stored(f"{name} level {level}", group / str(level), layout.axes, block)
+        yield f"{name} level {level}", ArrayRef(group.absolute() / str(level), layout.axes)
 
 
 def read_all(
-    place: Workspace, plan: Plan, choice: stitch.Choice, machines: pool.Machines
+    workspace: Workspace, plan: Plan, options: StitchOptions, machines: Machines
 ) -> tuple[int, list[DamagedBlock]]:
     """The number of all shards, and the damaged and missing ones."""
-    result = stitch.result_of(place, plan, choice).absolute()
-    arrays = {array.name: array for array in arrays_of(place, plan, result, choice.image)}
+    arrays = dict(own_arrays(workspace, plan, options))
     shards, damaged = 0, list[DamagedBlock]()
-    machines = machines.moving(plan.blocks, stitch.most_at_once(plan, choice))
-    with place.claimed(), pool.connect(machines) as client:
-        for array in arrays.values():
-            job: pool.Job = ReadJob(f"read {place.name} {array.name}", array)
-            if array.name == "mask level 0":
-                threshold = choice.threshold
-                job = DecideJob(job.name, plan, arrays["probabilities"], array, threshold)
-            pixels = store.open_pixels(array.folder, "", array.axes, mode="r")
-            count = store.block_count(pixels.grid_shape, array.block)
-            shards += count
 
-            def hear(
-                index: int, wrong: str | None, array: Stored = array, pixels: store.Pixels = pixels
-            ) -> None:
-                if wrong is not None:
-                    file = pixels.shard_file(index, array.block)
-                    damaged.append(DamagedBlock(array.name, index, file))
-                    log.warning("%s: %s is made again: %s", place.name, damaged[-1], wrong)
+    def record(name: str, array: ImageArray, index: int, damage: str | None) -> None:
+        if damage is not None:
+            damaged.append(DamagedBlock(name, index, array.shard_file(index)))
+            log.warning("%s: %s is made again: %s", workspace.name, damaged[-1], damage)
 
-            blocks = iter(range(count))
-            pool.run(client, job, blocks, hear, machines.in_flight, machines.block_seconds)
+    machines = machines.moving(plan.blocks, largest_block(plan, options))
+    with workspace.lock(), connect(machines) as pool:
+        for name, ref in arrays.items():
+            job: Job = ReadJob(f"read {workspace.name} {name}", ref)
+            if name == FULL_SIZE_MASK:
+                source = arrays[probabilities.NAME]
+                job = DecideJob(job.name, source, ref, options.threshold)
+            array = ref.open()
+            shards += array.grid.count
+            pool.run(job, range(array.grid.count), partial(record, name, array))
     return shards, damaged

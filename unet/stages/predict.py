@@ -1,13 +1,12 @@
 """predict: the network on every block of one slab, into the store of probabilities.
 
 A worker loads the network once. Then it does block after block: read the block through its halo,
-run its windows, keep the cores, write one whole shard. A worker has several blocks in hand, and one
-lock gives the device to one of them, so that reading and writing hide behind computing.
+run its windows, keep the cores, write one whole shard. A worker holds several blocks, and one lock
+gives the device to one of them, so that reading and writing hide behind computing.
 """
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,63 +15,62 @@ from uuid import uuid4
 import numpy as np
 import torch
 
-from unet.errors import DeviceError, ModelError
-from unet.execution import pool
+from unet.errors import ModelError
+from unet.execution.machines import Machines
+from unet.execution.pool import connect
+from unet.execution.resume import resume
+from unet.execution.worker import threads_of_worker
 from unet.model.folder import find_model
+from unet.network.devices import choose_devices, processor_name, torch_device
 from unet.network.inference import Inference, WindowRunner
-from unet.network.self_test import Reference, processor_name
+from unet.network.self_test import SelfTest
 from unet.network.weights import load_network
 from unet.planning.geometry import read_mirrored, slab_range
 from unet.planning.plan import Plan
-from unet.stages.split import read_plan, refuse_changed
-from unet.storage import store
+from unet.stages.manifests import PredictManifest, read_plan
+from unet.stages.probabilities import (
+    create_probabilities,
+    probabilities_array,
+    probabilities_ledger,
+)
 from unet.storage.ledger import Written
-from unet.storage.location import locate
 from unet.storage.manifest import read_manifest, write_manifest
-from unet.storage.workspace import Workspace, finish, probabilities, probabilities_group
+from unet.storage.store import ArrayRef, open_image, refuse_changed
+from unet.storage.workspace import Workspace
 
 DEVICE = threading.Lock()  # of this worker's process: one forward pass at a time, of any run
 LIGHT = 0.25  # of the memory that a worker may use: for processes of light networks together
 
 
 @dataclass(frozen=True)
-class PredictManifest:
-    """The manifest of one slab."""
-
-    fingerprint: str
-    slab: int
-    slabs: int
-    blocks: int
-
-
-@dataclass(frozen=True)
 class PredictJob:
     """Predict the blocks of one image.
 
-    store    group of the probabilities
+    target   the array of the probabilities
     device   "gpu", "cpu", or "auto": a GPU where the worker sees one
-    threads  of torch, on a CPU; None for the cores of the worker
-    reference  what the worker has to reproduce first; None: it is the one that others are held to
+    threads  of torch, on a CPU; None for one on each CPU of the worker
     """
 
     name: str
     plan: Plan
-    store: str
+    target: ArrayRef
     device: str
     threads: int | None
-    reference: Reference | None = None
 
     def open(self) -> Callable[[int], Written]:
-        """Load the network on a worker and open its stores. Raises WorkerError; see `Reference`."""
-        plan, image = self.plan, self.plan.image
-        source = store.open_image(image)
-        target = store.open_pixels(locate(self.store), "0", plan.axes)
-        runner = self.checked_runner()
-        processor = processor_name(self.torch_device())
+        """Load the network on a worker and open its stores."""
+        return self.predict_with(self.runner())
+
+    def predict_with(self, runner: WindowRunner) -> Callable[[int], Written]:
+        """The function that predicts a block with a runner and writes it."""
+        plan, shape = self.plan, self.plan.image.shape
+        source = open_image(plan.image)
+        target = self.target.open(writable=True)
+        processor = processor_name(torch_device(self.device))
 
         def predict(block: int) -> Written:
-            box = plan.box(block)
-            pixels = read_mirrored(source.read, plan.reads(block), image.shape)
+            box = plan.grid.box(block)
+            pixels = read_mirrored(source.read, plan.lattice.reads(box), shape)
             with DEVICE:
                 probabilities = runner.block(pixels, box)
             if not np.isfinite(probabilities).all():
@@ -80,22 +78,14 @@ class PredictJob:
                     f"Expected finite probabilities, got NaN at (t, z, y, x) = {box}: the values "
                     f"of the image or of the weights are too large for the network's numbers."
                 )
-            target.write(box, probabilities)
-            return Written(target.settle(block, plan.block), processor)
+            return target.write_block(block, probabilities, processor)
 
         return predict
-
-    def checked_runner(self) -> WindowRunner:
-        """The runner, once it has reproduced the reference window; else WorkerError."""
-        runner = self.runner()
-        if self.reference is not None:
-            self.reference.refuse_other(runner, self.plan, processor_name(self.torch_device()))
-        return runner
 
     def runner(self) -> WindowRunner:
         """What turns the pixels of a block into probabilities."""
         plan = self.plan
-        torch.set_num_threads(self.threads or pool.cores_of_worker())
+        torch.set_num_threads(self.threads or threads_of_worker())
         spec = find_model(plan.model)
         if spec.fingerprint != plan.model_fingerprint:
             raise ModelError(
@@ -107,126 +97,105 @@ class PredictJob:
             spec.architecture.dims,
             plan.offset,
             plan.scale,
-            self.torch_device(),
+            torch_device(self.device),
             plan.precision,
         )
-        return WindowRunner(
-            inference, plan.stride, plan.halo, plan.core, plan.batch, len(plan.classes)
-        )
-
-    def torch_device(self) -> str:
-        """The worker's device; its GPU is the first that it sees, since others are hidden."""
-        there = torch.cuda.is_available()
-        if self.device == "gpu" and not there:
-            raise DeviceError(
-                "Expected every worker to see a GPU, as asked for, but one sees none. Check the "
-                "driver and CUDA_VISIBLE_DEVICES of the workers, or set `device: cpu`."
-            )
-        return "cuda" if there and self.device != "cpu" else "cpu"
+        return WindowRunner(inference, plan.lattice, plan.core, plan.batch, len(plan.classes))
 
 
-def run(place: Workspace, slab: int, slabs: int, machines: pool.Machines, device: str) -> None:
+@dataclass(frozen=True)
+class CheckedPredictJob:
+    """A `PredictJob` whose workers must compute the test window right before they may write."""
+
+    predicting: PredictJob
+    self_test: SelfTest
+
+    @property
+    def name(self) -> str:
+        """What its progress lines call it."""
+        return self.predicting.name
+
+    def open(self) -> Callable[[int], Written]:
+        """As `PredictJob.open`. Raises WorkerError where the worker computes something else."""
+        return self.predicting.predict_with(self.checked_runner())
+
+    def checked_runner(self) -> WindowRunner:
+        """The runner, once it has computed the test window right; else WorkerError."""
+        plan, device = self.predicting.plan, torch_device(self.predicting.device)
+        runner = self.predicting.runner()
+        self.self_test.refuse_other(runner, plan, processor_name(device))
+        return runner
+
+
+def run(workspace: Workspace, slab: int, slabs: int, machines: Machines, device: str) -> None:
     """Predict slab number `slab` of `slabs`, and write its manifest."""
-    plan = read_plan(place)
+    plan = read_plan(workspace)
     refuse_changed(plan.image)
-    target = probabilities(plan, place)
     blocks = slab_range(slab, slabs, plan.blocks)
-    machines = machines.at_least(processes(plan)).fitting(len(blocks), plan.worker_bytes)
+    machines = machines.at_least(light_processes(plan)).fitting(len(blocks), plan.worker_bytes)
     writer = f"slab-{slab + 1}-of-{slabs}"
-    with place.claimed(blocks), pool.connect(machines) as client:
-        named = job(place, plan, machines, device)
-        named = replace(named, name=f"{named.name} {slab + 1}/{slabs}")
-        finish(client, named, target, blocks, writer, machines)
+    with workspace.lock(blocks):
+        store = create_probabilities(plan, workspace)
+        with connect(machines) as pool:
+            name = f"predict {workspace.name} {slab + 1}/{slabs}"
+            job = checked_job(name, workspace, plan, machines, device)
+            resume(pool, job, store, blocks, writer)
     refuse_changed(plan.image)
-    manifest = place.root / "predict" / f"{slab + 1}-of-{slabs}.json"
+    manifest = workspace.root / "predict" / f"{slab + 1}-of-{slabs}.json"
     write_manifest(manifest, PredictManifest(plan.fingerprint, slab, slabs, len(blocks)))
 
 
-def processes(plan: Plan) -> int:
-    """Worker processes that a light network is spread over, where cores would allow one.
+def light_processes(plan: Plan) -> int:
+    """Worker processes that a light network is spread over, where its CPUs would share one.
 
-    As many as fit in LIGHT: a heavy network fills its cores alone, and memory takes time to touch.
+    As many as fit in LIGHT of the memory. A heavy network keeps its CPUs busy in one process, and
+    more processes would only touch more memory.
     """
     return max(1, int(plan.memory * LIGHT) // plan.worker_bytes)
 
 
-def job(place: Workspace, plan: Plan, machines: pool.Machines, device: str) -> PredictJob:
-    """What predicts blocks of a plan, with the reference window that its workers are held to."""
-    predicting = PredictJob(
-        name=f"predict {place.name}",
-        plan=plan.absolute(),
-        store=str(probabilities_group(plan, place).absolute()),
-        device=device,
-        threads=None if machines.address else max(1, machines.cores // machines.workers),
-    )
-    return replace(predicting, reference=_reference(place, predicting))
+def checked_job(
+    name: str, workspace: Workspace, plan: Plan, machines: Machines, device: str
+) -> CheckedPredictJob:
+    """What predicts blocks of a plan, with the test window that its workers have to compute."""
+    threads = None if machines.address else max(1, machines.cpus // machines.workers)
+    target = probabilities_array(plan, workspace)
+    predicting = PredictJob(name, plan, target, device, threads)
+    return CheckedPredictJob(predicting, _self_test(workspace, predicting))
 
 
-def _reference(place: Workspace, predicting: PredictJob) -> Reference:
-    """The plan's reference window: of the first of its jobs, on a CPU in float32."""
-    work = place.work("predict", predicting.plan.fingerprint)
-    file = place.ledger(work).with_name("reference.json")
+def _self_test(workspace: Workspace, predicting: PredictJob) -> SelfTest:
+    """The plan's test window, as the first of its jobs computed it: on a CPU, in float32."""
+    ledger = probabilities_ledger(predicting.plan, workspace)
+    file = ledger.with_name("self_test.json")
     if not file.exists():
         exact = replace(predicting.plan, precision="float32")
         runner = replace(predicting, plan=exact, device="cpu", threads=1).runner()
-        computed = Reference.of(runner, exact, processor_name("cpu"))
+        computed = SelfTest.of(runner, exact, processor_name("cpu"))
         # Slabs may come here at once; what they write agrees, and whole files replace each other.
-        draft = file.with_name(f"reference-{uuid4().hex}.json")
+        draft = file.with_name(f"self_test-{uuid4().hex}.json")
         write_manifest(draft, computed)
         draft.replace(file)
-    return read_manifest(file, Reference)
+    return read_manifest(file, SelfTest)
 
 
-def crew(
+def network_machines(
     address: str | None,
-    wanted: str,
+    device: str,
     gpus: int,
-    cores: int,
+    cpus: int,
     block_seconds: float | None = None,
     mem_mb: int | None = None,
-) -> tuple[pool.Machines, str]:
+) -> tuple[Machines, str]:
     """The machines for the network, and the device that each of their workers has to use.
 
-    wanted, gpus  as `choose_devices` has them
+    device, gpus  as `choose_devices` has them
 
     Workers of an address look for a GPU each, and where one was asked for they have to find it.
     Raises DeviceError where one was asked for here and none is there.
     """
-    devices = () if address else choose_devices(wanted, gpus)
-    machines = pool.Machines.for_network(address, devices, cores, block_seconds, mem_mb)
-    if devices or (address and gpus and wanted != "cpu"):
+    devices = () if address else choose_devices(device, gpus)
+    machines = Machines.for_network(address, devices, cpus, block_seconds, mem_mb)
+    if devices or (address and gpus and device != "cpu"):
         return machines, "gpu"
-    return machines, wanted if address else "cpu"
-
-
-def choose_devices(wanted: str, gpus: int) -> tuple[str, ...]:
-    """The GPUs to use, as CUDA_VISIBLE_DEVICES names them; none for the CPU.
-
-    wanted  "cpu", "gpu", or "auto": GPUs where there are some
-    gpus    how many the job asked its scheduler for; 0 if it did not ask
-
-    Raises DeviceError where a GPU was asked for and none is there: the CPU is never a silent
-    second choice.
-    """
-    if wanted == "cpu":
-        return ()
-    there = visible_devices()
-    if not there and (wanted == "gpu" or gpus):
-        raise DeviceError(
-            f"Expected {max(gpus, 1)} GPU(s), as asked for, and found none that torch "
-            f"{torch.__version__} can use. Check the driver, CUDA_VISIBLE_DEVICES and that torch "
-            f"is a CUDA build, or set `device: cpu`."
-        )
-    if gpus > len(there):
-        raise DeviceError(
-            f"Expected {gpus} GPUs, as asked for, and found {len(there)} ({', '.join(there)}). "
-            f"Ask for as many as there are."
-        )
-    return there[:gpus] if gpus else there
-
-
-def visible_devices() -> tuple[str, ...]:
-    """The GPUs of this job, named as its scheduler named them; makes no CUDA context."""
-    count = torch.cuda.device_count()
-    named = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-    return tuple(named[:count] or map(str, range(count)))
+    return machines, device if address else "cpu"

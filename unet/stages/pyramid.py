@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unet.planning.geometry import Box, Sizes, block_box
-from unet.storage import store
+from unet.planning.axes import Sizes
+from unet.planning.geometry import Box
 from unet.storage.ledger import Written
-from unet.storage.location import locate
+from unet.storage.store import ArrayRef
 
 Values = NDArray[Any]
 
@@ -26,36 +26,30 @@ READ_BYTES = 1 << 26  # of a level that are read at once: of many channels a few
 class LevelJob:
     """Make one level of a pyramid from the level above, a block at a time.
 
-    group       of both arrays; `level` is the number of the one to write
-    block       (t, z, y, x) of the level to write
-    factors     1 or 2 on (t, z, y, x)
+    factors     1 or 2 on (t, z, y, x): by how much the level is smaller than the one above
     kind        "mean" or "mode"
     """
 
     name: str
-    group: str
-    level: int
-    axes: str
-    block: Sizes
+    above: ArrayRef
+    level: ArrayRef
     factors: Sizes
     kind: str
 
     def open(self) -> Callable[[int], Written]:
         """Open both levels on a worker."""
-        above = store.open_pixels(locate(self.group), str(self.level - 1), self.axes, mode="r")
+        above, level = self.above.open(), self.level.open(writable=True)
         size = above.array.dtype.itemsize
-        parts = above.by_channels(channels_at_once(self.block, math.prod(self.factors), size))
-        target = store.open_pixels(locate(self.group), str(self.level), self.axes)
-        shape = target.grid_shape
+        at_once = channels_at_once(level.grid.block, math.prod(self.factors), size)
+        parts = above.by_channels(at_once)
 
         def shrink(index: int) -> Written:
-            box = block_box(index, shape, self.block)
+            box = level.grid.box(index)
             start = tuple(a * f for a, f in zip(box.start, self.factors, strict=True))
             stop = tuple(b * f for b, f in zip(box.stop, self.factors, strict=True))
-            wanted = Box(start, stop).clip(above.grid_shape)
-            smaller = [downsample(some.read(wanted), self.factors, self.kind) for some in parts]
-            target.write(box, np.concatenate(smaller, axis=1))
-            return Written(target.settle(index, self.block))
+            larger = Box(start, stop).clip(above.grid.shape)
+            smaller = [downsample(part.read(larger), self.factors, self.kind) for part in parts]
+            return level.write_block(index, np.concatenate(smaller, axis=1))
 
         return shrink
 

@@ -8,33 +8,34 @@ It reads manifests only, never pixels, and refuses what cannot work before anyth
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 
 import numpy as np
 
-from unet.errors import SourceError
 from unet.model.folder import ModelSpec, find_model
 from unet.model.normalisation import Summary
-from unet.planning.plan import ImageRef, Plan, SplitOptions, make_plan
-from unet.planning.result_layout import Footprint, footprint, to_write
-from unet.stages.ingest import IngestManifest
-from unet.storage import store
-from unet.storage.disk_space import refuse_little_room
+from unet.planning.image import ImageRef
+from unet.planning.options import SplitOptions
+from unet.planning.plan import Plan, make_plan
+from unet.planning.result_layout import bytes_to_write
+from unet.stages.manifests import IngestManifest
+from unet.stages.probabilities import create_probabilities
+from unet.storage.disk_space import refuse_full_disk
 from unet.storage.manifest import read_manifest, write_manifest
-from unet.storage.workspace import Workspace, probabilities
+from unet.storage.store import refuse_changed
+from unet.storage.workspace import Workspace
 
 log = logging.getLogger(__name__)
 
 ODD_SCALE = 1.5
 
 
-def run(place: Workspace, model: str, request: SplitOptions, slabs: int) -> Plan:
+def run(workspace: Workspace, model: str, options: SplitOptions, slabs: int) -> Plan:
     """Plan one image and write the plan. Raises ModelError and PlanError."""
-    ingested = read_manifest(place.manifest("ingest"), IngestManifest)
+    ingested = read_manifest(workspace.manifest("ingest"), IngestManifest)
     spec = find_model(model)
     _check_fit(ingested.image, spec)
     refuse_changed(ingested.image)
-    counts = np.load(place.root / ingested.histograms, allow_pickle=False)
+    counts = np.load(workspace.root / ingested.histograms, allow_pickle=False)
     percentiles = spec.normalisation.percentiles
     offset, scale = spec.normalisation.affine(
         [
@@ -46,71 +47,46 @@ def run(place: Workspace, model: str, request: SplitOptions, slabs: int) -> Plan
         image=ingested.image,
         model=spec,
         affine=(tuple(offset), tuple(scale)),
-        request=request,
+        options=options,
         slabs=slabs,
     )
-    plan = with_footprint(plan)
-    with place.claimed():
+    with workspace.lock():
         # Made here, by one job, before slabs open it side by side.
-        left = probabilities(plan, place).bytes_left(range(plan.blocks))
+        left = create_probabilities(plan, workspace).bytes_left()
         if left:
-            what = f"{place.name}: the probabilities and the result"
-            refuse_little_room(place.home, left + to_write(plan), what)
-        write_manifest(place.manifest("split"), plan)
-    log.info("%s: %s", place.name, described(plan))
+            what = f"{workspace.name}: the probabilities and the result"
+            refuse_full_disk(
+                workspace.home, left + bytes_to_write(plan.image, plan.mask_layout), what
+            )
+        write_manifest(workspace.manifest("split"), plan)
+    log.info("%s: %s", workspace.name, describe(plan))
     return plan
 
 
-def with_footprint(plan: Plan) -> Plan:
-    """The plan, telling what its run will write."""
-    result = footprint(plan)
-    return replace(
-        plan,
-        output_files=result.files,
-        output_bytes=result.bytes,
-        probabilities_bytes=Footprint.of([plan.probabilities()]).bytes,
-    )
-
-
-def described(plan: Plan) -> str:
+def describe(plan: Plan) -> str:
     """The plan in one sentence, for the log."""
-    space = plan.probabilities_bytes / 1e9
     return (
         f"{plan.blocks} blocks of {plan.block} in {plan.slabs} slabs, {plan.windows} windows of "
         f"core {plan.core}, {plan.flop / 1e9:,.0f} GFLOP; a worker holds "
         f"{plan.worker_bytes / 1e9:.2f} GB, of that on its device {plan.device_bytes / 1e9:.2f} GB"
-        f"; the result has at most {plan.output_files} files and {plan.output_bytes / 1e9:.2f} GB, "
-        f"and the probabilities {space:.2f} GB, before compression"
+        f"; the result has at most {plan.result.files} files and {plan.result.bytes / 1e9:.2f} GB, "
+        f"and the probabilities {plan.probabilities_bytes / 1e9:.2f} GB, before compression"
     )
-
-
-def read_plan(place: Workspace) -> Plan:
-    """The plan that `run` wrote."""
-    return read_manifest(place.manifest("split"), Plan)
-
-
-def refuse_changed(image: ImageRef) -> None:
-    """Raise SourceError if an image that is read in place is not as it was when it was ingested."""
-    if not image.copied and store.identity(image) != image.identity:
-        raise SourceError(
-            f"Expected {image.store} as it was when it was ingested, but its files were changed "
-            f"since, and blocks of two images must not mix. Run again with --forcerun ingest."
-        )
 
 
 def _check_fit(image: ImageRef, spec: ModelSpec) -> None:
     spec.refuse_channels(image.channel_names, image.store)
     spec.refuse_plane(image.shape[1:], image.store)
-    found = image.pixel_size.get("x")
-    if spec.pixel_size and not found:
+    expected, actual = spec.pixel_size, image.pixel_size.get("x")
+    if expected and not actual:
         log.warning(
-            "nothing says the image's pixel size, and the model %s was trained on %.3f um: see to "
-            "it that its objects look as large, or set `pixel_size`.",
-            *(spec.name, spec.pixel_size),
+            "the image's pixel size is unknown, and the model %s was trained on %.3f um: make sure "
+            "that its objects look as large, or set `pixel_size`.",
+            *(spec.name, expected),
         )
-    if spec.pixel_size and found and not 1 / ODD_SCALE < found / spec.pixel_size < ODD_SCALE:
+    if expected and actual and not 1 / ODD_SCALE < actual / expected < ODD_SCALE:
         log.warning(
             "the image has pixels of %.3f um, but the model %s was trained on %.3f um: its objects "
             "look %.1f times as large. Choose another level, or another model.",
-            *(found, spec.name, spec.pixel_size, spec.pixel_size / found),
+            *(actual, spec.name, expected, expected / actual),
         )

@@ -32,11 +32,12 @@ from torch.multiprocessing.spawn import start_processes
 from unet.errors import DeviceError, RunError, UserError
 from unet.evaluation import picture
 from unet.evaluation.metrics import Tally
+from unet.fingerprint import fingerprint
 from unet.model.classify import decide
+from unet.network.devices import choose_devices
 from unet.network.unet import UNet
 from unet.network.weights import save_model
-from unet.stages.predict import choose_devices
-from unet.storage.manifest import fingerprint, write_whole
+from unet.storage.manifest import write_whole
 from unet.training import checkpoint
 from unet.training.config import Training
 from unet.training.labelled import Labelled, Split, identity, normalised_by, read_all

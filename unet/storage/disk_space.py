@@ -1,8 +1,8 @@
-"""Whether there is room on a disk for what a stage will write: told before it begins.
+"""Whether a disk has enough free space for what a stage will write: checked before it begins.
 
-Pixels are compressed, and by how much nobody knows before. So the bytes before compression are what
-is surely enough, and less than that is a warning. What cannot do is refused: probabilities have
-shrunk to 0.8 of their size on all images tried, and a quarter is less than any run will need.
+Pixels are compressed, and nobody knows before by how much. The bytes before compression are surely
+enough; less free space than that is a warning. Less than a quarter of it is an error: on all images
+that were tried, probabilities shrank to 0.8 of their size, so a quarter is too little for any run.
 """
 
 from __future__ import annotations
@@ -15,31 +15,32 @@ from unet.storage.location import Location, RemotePath
 
 log = logging.getLogger(__name__)
 
-SHARE_THAT_CANNOT_DO = 4  # one part in so many
+LEAST_SHARE = 4  # less than one fourth of the bytes before compression is too little
 
 
-def refuse_little_room(folder: Location, needed: int, what: str) -> None:
+def refuse_full_disk(folder: Location, needed: int, what: str) -> None:
     """Compare the free space of a folder's disk with what will be written there.
 
     needed  bytes before compression
-    what    will be written, for the sentence
+    what    will be written, for the message
 
     Raises RunError where less than a quarter is free; warns where it may be too little. A quota is
-    not seen here: it ends a run as a full disk does.
+    not seen here: a run that meets one ends as on a full disk.
     """
     if isinstance(folder, RemotePath):
-        return  # a bucket has no end that it tells
-    there = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
-    free = shutil.disk_usage(there).free
+        return  # a bucket does not say how much it holds
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
+    free = shutil.disk_usage(nearest).free
     if free >= needed:
         return
-    told = (
-        f"{what} need {needed / 1e9:.3g} GB before they are compressed, and the disk of {there} "
+    comparison = (
+        f"{what} need {needed / 1e9:.3g} GB before they are compressed, and the disk of {nearest} "
         f"has {free / 1e9:.3g} GB free"
     )
-    if free * SHARE_THAT_CANNOT_DO < needed:
+    if free * LEAST_SHARE < needed:
         raise RunError(
-            f"Expected room for what will be written: {told}. That cannot do: make room, or put "
-            f"the results on another disk, and run again. What was done is kept."
+            f"Expected enough free space for what will be written: {comparison}. That is too "
+            f"little: delete other files, or put the results on another disk, and run again. What "
+            f"was done is kept."
         )
-    log.warning("%s, which may be too little", told)
+    log.warning("%s, which may be too little", comparison)

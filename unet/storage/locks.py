@@ -1,9 +1,12 @@
-"""One run at a time: what a process works on, no other may; and behind a URL, one results folder.
+"""One run at a time: no two processes work on one image, or on one block of it.
 
-Why a lock of the operating system: it vanishes with the process, however that ends, so nothing
-stale is ever left; and it holds where Snakemake's own does not: for a job that outlives its
-Snakemake. Why a range: byte k of the file stands for block k, so that the slabs of one run,
-which share no block, do not exclude each other, while every other stage claims the whole file.
+Why a lock of the operating system: it ends with its process, however that ends, so no stale lock
+is ever left. It also holds where Snakemake's own does not: for a job that outlives its Snakemake.
+
+Why a range: byte k of the file stands for block k. The slabs of one run share no block, so they do
+not exclude each other. Every other stage locks the whole file.
+
+Behind a URL there are no such locks: there one results folder owns the stores of an image.
 """
 
 from __future__ import annotations
@@ -23,16 +26,16 @@ from unet.storage.manifest import write_whole
 log = logging.getLogger(__name__)
 
 TO_THE_END = 0
-HELD = (errno.EACCES, errno.EAGAIN)
+LOCKED = (errno.EACCES, errno.EAGAIN)
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
 
 
 @contextmanager
-def claimed(file: Path, blocks: range | None = None) -> Iterator[None]:
-    """Claim an image for this process, or only some blocks of it.
+def lock_file(file: Path, blocks: range | None = None) -> Iterator[None]:
+    """Lock an image for this process, or only some blocks of it.
 
     Raises RunError where another process, on this machine or on another that shares the file
-    system, has claimed it or some of these blocks.
+    system, has locked it or some of these blocks.
     """
     if blocks is not None and not blocks:
         yield
@@ -43,7 +46,7 @@ def claimed(file: Path, blocks: range | None = None) -> Iterator[None]:
         try:
             fcntl.lockf(opened, fcntl.LOCK_EX | fcntl.LOCK_NB, length, start)
         except OSError as error:
-            if error.errno in HELD:
+            if error.errno in LOCKED:
                 raise RunError(
                     f"Expected no other run of {file.parent.parent}, but a process is working on "
                     f"it: another run, or a job that a killed run left behind. Wait until it ends, "
@@ -52,22 +55,22 @@ def claimed(file: Path, blocks: range | None = None) -> Iterator[None]:
             if error.errno not in NO_LOCKS:
                 raise
             log.warning(
-                "%s lies on a file system without locks: see to it that no two runs write there "
-                "at once (%s)",
+                "%s lies on a file system without locks (%s): make sure that no two runs write "
+                "there at once",
                 *(file.parent, error),
             )
         yield
 
 
-def owned(home: RemotePath, own: Path) -> None:
+def refuse_other_owner(home: RemotePath, own: Path) -> None:
     """Have the stores of an image behind a URL written from one results folder only.
 
-    Why not a lock: none there ends with its process. But what was done is recorded in the results
-    folder, so a second folder, on this machine or on another, would do it all again, perhaps on
-    another kind of processor, over what the first has recorded, and perhaps published.
+    Why: what was done is recorded in the results folder. A second folder, on this machine or on
+    another, would do it all again, perhaps on another kind of processor, over blocks that the first
+    has recorded and perhaps published.
 
-    home  of the stores, where an object keeps the name of that folder
-    own   file of the results folder with its name, made where there is none
+    home  the stores, where an object keeps the name of that folder
+    own   a file of the results folder with its name, made where there is none
 
     Raises RunError where another folder was the first.
     """

@@ -7,7 +7,6 @@ changed and does not run what depends on it.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import types
 from pathlib import Path
@@ -50,18 +49,6 @@ def read_manifest(path: Path, kind: type[T]) -> T:
             f"({error}). Delete it and run the workflow again."
         ) from error
     return built
-
-
-def fingerprint(*parts: Any) -> str:
-    """A short name for everything in `parts`: 16 hex digits of the sha256 of their JSON."""
-    said = json.dumps(parts, sort_keys=True, default=_plain)
-    return hashlib.sha256(said.encode()).hexdigest()[:16]
-
-
-def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return dataclasses.asdict(value)
-    raise TypeError(f"Expected plain values or dataclasses in a fingerprint, got {value!r}.")
 
 
 def _build(kind: Any, content: Any) -> Any:

@@ -8,8 +8,7 @@ from __future__ import annotations
 import colorsys
 from typing import Any
 
-from unet.planning.axes import GRID
-from unet.planning.geometry import Sizes
+from unet.planning.axes import GRID, Sizes
 
 VERSION = "0.5"
 KINDS = {"t": "time", "c": "channel", "z": "space", "y": "space", "x": "space"}
@@ -38,16 +37,16 @@ def multiscales(
     for level, factors in enumerate(levels):
         by_axis = dict(zip(GRID, factors, strict=True))
         own = [by_axis.get(axis, 1) for axis in axes]
-        placed = _transformations(base, first, own)
-        datasets.append({"path": str(level), "coordinateTransformations": placed})
-    described = [_axis(axis, axis in pixel_size) for axis in axes]
+        transformations = _transformations(base, first, own)
+        datasets.append({"path": str(level), "coordinateTransformations": transformations})
+    axis_entries = [_axis(axis, axis in pixel_size) for axis in axes]
     return {
         "ome": {
             "version": VERSION,
             "multiscales": [
                 {
                     "name": name,
-                    "axes": described,
+                    "axes": axis_entries,
                     "datasets": datasets,
                     "type": kind,
                     "metadata": GENERATOR,
@@ -57,19 +56,19 @@ def multiscales(
     }
 
 
-def with_channels(
+def add_channels(
     attributes: dict[str, Any],
     names: tuple[str, ...],
-    span: tuple[float, float],
-    shown: tuple[tuple[float, float], ...] = (),
+    data_range: tuple[float, float],
+    contrast_limits: tuple[tuple[float, float], ...] = (),
 ) -> dict[str, Any]:
-    """Add how a viewer shows the channels: names, colours, and their values.
+    """Add how a viewer shows the channels: names, colours and values.
 
-    span   the smallest and the largest
-    shown  of each channel what is black and what is white; none for the span
+    data_range       the smallest and the largest value
+    contrast_limits  of each channel what is black and what is white; none for the data range
     """
     rgb = {"red": "FF0000", "green": "00FF00", "blue": "0000FF"}
-    low, high = span
+    low, high = data_range
     channels = [
         {
             "label": name,
@@ -78,13 +77,13 @@ def with_channels(
             "window": {"min": low, "max": high, "start": start, "end": end},
         }
         for i, (name, (start, end)) in enumerate(
-            zip(names, shown or (span,) * len(names), strict=True)
+            zip(names, contrast_limits or (data_range,) * len(names), strict=True)
         )
     ]
     return {"ome": {**attributes["ome"], "omero": {"channels": channels}}}
 
 
-def with_label(attributes: dict[str, Any], classes: tuple[str, ...]) -> dict[str, Any]:
+def add_label(attributes: dict[str, Any], classes: tuple[str, ...]) -> dict[str, Any]:
     """Add what the values of a mask mean: the names and colours of the classes but the first."""
     values = range(1, len(classes))
     label = {
@@ -113,15 +112,17 @@ def _transformations(
         size * (start + (factor - 1) / 2)
         for size, start, factor in zip(base, first, factors, strict=True)
     ]
-    placed: list[dict[str, Any]] = [{"type": "scale", "scale": scale}]
-    return [*placed, {"type": "translation", "translation": shift}] if any(shift) else placed
+    transformations: list[dict[str, Any]] = [{"type": "scale", "scale": scale}]
+    if any(shift):
+        transformations.append({"type": "translation", "translation": shift})
+    return transformations
 
 
 def _axis(axis: str, has_size: bool) -> dict[str, str]:
-    described = {"name": axis, "type": KINDS[axis]}
+    entry = {"name": axis, "type": KINDS[axis]}
     if axis in "zyx" and has_size:
-        described["unit"] = "micrometer"
-    return described
+        entry["unit"] = "micrometer"
+    return entry
 
 
 def _rgb(index: int, of: int) -> list[int]:

@@ -12,7 +12,7 @@ from unet.config import checked, plain, spec_of
 from unet.errors import ConfigError, UserError
 from unet.model.architecture import Architecture
 from unet.model.folder import find_model
-from unet.planning.geometry import Sizes
+from unet.planning.axes import Sizes
 from unet.sources import local_files
 from unet.sources.base import SourceSpec
 from unet.storage.location import Location, locate

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage  # type: ignore[import-untyped]
 
-from unet.planning.geometry import Sizes
+from unet.planning.axes import Sizes
 from unet.training.config import Augment, Training
 from unet.training.labelled import Labelled, Split
 from unet.training.targets import Target, target

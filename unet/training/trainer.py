@@ -35,8 +35,8 @@ from torch.nn.parallel import DistributedDataParallel
 from unet.errors import RunError
 from unet.network.inference import DTYPES, Inference, WindowRunner
 from unet.network.unet import CHANNELS_LAST, UNet
-from unet.planning.geometry import Box, read_mirrored, round_up
-from unet.planning.plan import lattice
+from unet.planning.geometry import Box, read_mirrored
+from unet.planning.lattice import Lattice
 from unet.training import checkpoint
 from unet.training.checkpoint import Row, State
 from unet.training.config import Training
@@ -67,8 +67,7 @@ class Team:
 def fresh(training: Training, channels: int, device: str) -> State:
     """A training before its first step: the weights follow from the seed, or from `start`."""
     torch.manual_seed(training.seed)
-    a = training.architecture(channels)
-    network = UNet(a.in_channels, a.classes, a.width, a.depth, a.dims, a.kernels, a.pools)
+    network = UNet(training.architecture(channels))
     if training.start is not None:
         load_pretrained(network, training.start)
     network.to(device)
@@ -248,24 +247,20 @@ def probabilities(network: UNet, pixels: NDArray[np.float32], device: str) -> ND
     Computed as the main job computes them, window after window, mirrored at the borders.
     """
     a = network.architecture
-    stride, halo = lattice(a)
-    most = (1, *VALIDATED[a.dims])
+    lattice = Lattice.of(a)
     shape = (1, *pixels.shape[1:])
-    core = tuple(
-        min(round_up(m, s), round_up(n, s)) for m, n, s in zip(most, shape, stride, strict=True)
-    )
+    core = lattice.cover(tuple(map(min, (1, *VALIDATED[a.dims]), shape)))
     inference = Inference(network, a.dims, [0.0] * len(pixels), [1.0] * len(pixels), device)
-    runner = WindowRunner(inference, stride, halo, core, 1, a.classes)
+    runner = WindowRunner(inference, lattice, core, 1, a.classes)
     whole = Box((0, 0, 0, 0), shape)
-    covered = Box(whole.start, tuple(round_up(n, s) for n, s in zip(shape, stride, strict=True)))
 
     def read(box: Box) -> NDArray[np.generic]:
         _, *zyx = box.slices
         return pixels[(None, slice(None), *zyx)]
 
-    block = runner.block(read_mirrored(read, covered.grow(halo), shape), whole)
-    found: NDArray[np.float32] = block[0]
-    return found
+    block = runner.block(read_mirrored(read, lattice.reads(whole), shape), whole)
+    foreground: NDArray[np.float32] = block[0]
+    return foreground
 
 
 @contextmanager

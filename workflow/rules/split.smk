@@ -12,7 +12,7 @@ rule split:
         "../../environment.yml"
     params:
         model=model_of,
-        request=asdict(CONFIG.request),
+        options=asdict(CONFIG.split),
         slabs=len(gather.slab("{scatteritem}")),
         stores=CONFIG.stores,
         version=VERSION,

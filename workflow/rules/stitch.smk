@@ -13,8 +13,7 @@ rule stitch:
         "../../environment.yml"
     threads: machine_cores()
     params:
-        threshold=CONFIG.threshold,
-        image=CONFIG.with_image,
+        options=asdict(CONFIG.stitch),
         scheduler=CONFIG.scheduler,
         stores=CONFIG.stores,
         block_seconds=CONFIG.block_seconds,

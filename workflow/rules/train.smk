@@ -17,7 +17,7 @@ rule train:
         gpu=0,
     params:
         training=config.get("train"),
-        looks=train_looks,
+        signatures=train_signatures,
         version=VERSION,
     script:
         "../../scripts/train.py"

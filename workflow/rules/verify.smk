@@ -3,7 +3,7 @@ rule verify:
         expand("results/{image}/verify.json", image=CONFIG.images),
 
 
-rule prove:
+rule verify_image:
     input:
         "results/{image}/stitch.json",
     output:
@@ -19,14 +19,13 @@ rule prove:
         gpu=0,
     params:
         source=source_spec,
-        threshold=CONFIG.threshold,
-        image=CONFIG.with_image,
-        proof=CONFIG.proof,
+        stitch=asdict(CONFIG.stitch),
+        sample=CONFIG.verify,
         stores=CONFIG.stores,
         device=CONFIG.device,
         scheduler=CONFIG.scheduler,
         block_seconds=CONFIG.block_seconds,
-        asked_at=now,
+        started_at=now,
         version=VERSION,
     script:
         "../../scripts/verify.py"
