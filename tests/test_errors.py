@@ -484,10 +484,10 @@ def test_two_runs_on_one_scheduler_with_images_of_one_name(
 
 # --- A full disk --------------------------------------------------------------------------------
 
-FULL = "Expected room on the disk, but it is full: .* What was done is kept: make room"
+FULL = "Expected free space on the disk, but it is full: .* What was done is kept: make room"
 
 
-LITTLE_ROOM = "Expected room for what will be written: .* cannot do: .* What was done is kept"
+LITTLE_ROOM = "Expected enough free space .* too little: .* What was done is kept"
 
 
 @contextmanager

@@ -521,7 +521,9 @@ def test_too_little_room_is_told_before_anything_is_written(
         disk_space.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, free)
     )
     for stage in ("split", "predict"):
-        with pytest.raises(RunError, match=r"Expected room .* GB before they are compressed, and"):
+        with pytest.raises(
+            RunError, match=r"Expected enough free space .* GB before they are compressed, and"
+        ):
             run_stage(stage, case, place, machines)
     assert not times_done(place, "predict")
 
