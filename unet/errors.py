@@ -59,8 +59,8 @@ def to_user_error(error: BaseException) -> UserError | None:
         return error
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return RunError(
-            f"Expected free space on the disk, but it is full: {error}. What was done is kept: make "
-            f"room and run again."
+            f"Expected free space on the disk, but it is full: {error}. What was done is kept. "
+            "Make room, then run again."
         )
     if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return RunError(
