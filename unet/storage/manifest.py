@@ -1,16 +1,19 @@
 """What passes between stages besides pixels: small JSON files, written whole or not at all.
 
 A manifest is a frozen dataclass. Equal content gives equal bytes, so Snakemake sees that nothing
-changed and does not run what depends on it.
+changed and does not run what depends on it. What is read is checked by msgspec against the types of
+the fields, since a manifest may be of another version, or changed by hand.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import types
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, cast
+
+import msgspec
 
 from unet.errors import StoreError
 from unet.storage.durable import sync_file, sync_folder
@@ -34,41 +37,54 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def read_manifest(path: Path, kind: type[T]) -> T:
-    """Read what `write_manifest` wrote. Raises StoreError where the file is something else."""
+    """Read what `write_manifest` wrote.
+
+    Raises StoreError where the file is something else: a value of another type than `kind` says,
+    a key more or a key less.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        built: T = _build(kind, content)
+        manifest = msgspec.convert(content, kind)
     except FileNotFoundError as error:
         raise StoreError(
             f"Expected the manifest {path}, and found none: its stage has not run, or the file "
             f"was deleted. Run the workflow again; it makes what is missing."
         ) from error
-    except (ValueError, TypeError, KeyError) as error:
-        raise StoreError(
-            f"Expected {path} to be a manifest of this version, but it does not read as one "
-            f"({error}). Delete it and run the workflow again."
-        ) from error
-    return built
+    except msgspec.ValidationError as error:
+        message, _, place = str(error).partition(" - at ")
+        key = place.strip("`").removeprefix("$").lstrip(".")
+        said = message[0].lower() + message[1:]
+        raise _not_a_manifest(path, f"{key}: {said}" if key else said) from error
+    except ValueError as error:
+        raise _not_a_manifest(path, str(error)) from error
+    difference = next(_differing_keys(content, dataclasses.asdict(cast(Any, manifest))), None)
+    if difference is not None:
+        raise _not_a_manifest(path, difference)
+    return manifest
 
 
-def _build(kind: Any, content: Any) -> Any:
-    """`content` as the type `kind`: dataclasses, tuples, dicts, optionals and plain values."""
-    origin = get_origin(kind)
-    if origin in (Union, types.UnionType):
-        options = [option for option in get_args(kind) if option is not type(None)]
-        if content is None:
-            return None
-        return _build(options[0], content) if len(options) == 1 else content
-    if dataclasses.is_dataclass(kind):
-        hints = get_type_hints(kind)
-        fields = [field.name for field in dataclasses.fields(kind)]
-        return kind(**{name: _build(hints[name], content[name]) for name in fields})  # type: ignore[operator]
-    if origin is tuple:
-        inner = get_args(kind)
-        if len(inner) == 2 and inner[1] is Ellipsis:
-            return tuple(_build(inner[0], item) for item in content)
-        return tuple(_build(i, item) for i, item in zip(inner, content, strict=True))
-    if origin is dict:
-        of_key, of_value = get_args(kind)
-        return {of_key(key): _build(of_value, value) for key, value in content.items()}
-    return content
+def _differing_keys(content: Any, read: Any, place: str = "") -> Iterator[str]:
+    """The keys that only `content` has or only what was `read` of it.
+
+    msgspec passes over the former, and gives a field that has a default the latter
+    (https://github.com/msgspec/msgspec/issues/791).
+    """
+    if isinstance(read, dict):
+        for key in sorted(content.keys() | read.keys()):
+            name = f"{place}.{key}" if place else key
+            if key not in read:
+                yield f"{name}: unknown key"
+            elif key not in content:
+                yield f"{name}: missing key"
+            else:
+                yield from _differing_keys(content[key], read[key], name)
+    elif isinstance(read, tuple):
+        for index, (item, read_item) in enumerate(zip(content, read, strict=True)):
+            yield from _differing_keys(item, read_item, f"{place}[{index}]")
+
+
+def _not_a_manifest(path: Path, why: str) -> StoreError:
+    return StoreError(
+        f"Expected {path} to be a manifest of this version, but it does not read as one "
+        f"({why}). Delete it and run the workflow again."
+    )
