@@ -553,7 +553,7 @@ def test_a_quota_ends_the_run_as_a_full_disk_does(machines: Machines, tmp_path: 
     with (
         pool.connect(machines) as workers,
         pytest.raises(
-            RunError, match=r"room on the disk, .*quota exceeded.* What was done is kept"
+            RunError, match=r"free space on the disk.*quota exceeded.* What was done is kept"
         ),
     ):
         hand_out(workers.client, job, iter(range(20)), lambda *_: None, 4)

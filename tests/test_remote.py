@@ -38,8 +38,12 @@ from unet.sources import open_source
 from unet.sources.base import SourceSpec
 from unet.sources.file import RemoteFile
 from unet.stages import ingest, predict, split, stitch, verify
-from unet.stages.probabilities import open_probabilities, probabilities_group
-from unet.storage import ome, server, store
+from unet.stages.probabilities import (
+    create_probabilities,
+    open_probabilities,
+    probabilities_array,
+)
+from unet.storage import ome, server
 from unet.storage.ledger import Ledger, recorded
 from unet.storage.location import Location, RemotePath, files, link_tree, locate
 from unet.storage.manifest import read_manifest
@@ -169,16 +173,16 @@ def stores(place: Workspace) -> dict[str, bytes]:
     for name, content in objects_in(place.home / "work").items():
         folder, _, rest = name.partition("/")
         if folder.startswith(("ingest", "predict")) and not rest.startswith(
-            ("ledger", "reference")
+            ("ledger", "self_test")
         ):
             found[f"{folder}/{rest}"] = content
     return found
 
 
 def assert_only_records(work: Path) -> None:
-    """The stores lie elsewhere: here are the ledgers, the lock and the reference window."""
+    """The stores lie elsewhere: here are the ledgers, the lock and the test window's values."""
     for name in files_in(work):
-        known = Path(name).name in ("lock", "owner", "reference.json")
+        known = Path(name).name in ("lock", "owner", "self_test.json")
         assert known or "/ledger/" in name, name
 
 
@@ -428,7 +432,7 @@ def test_a_result_on_s3_is_whole_or_not_there(
     reader = opened(first, "labels/mask/0")
     seen = reader[...]
 
-    write = store.write_attributes
+    write = stitch.write_attributes
 
     def fail_at_the_root(group: Location, attributes: dict[str, Any]) -> None:
         if "unet" in attributes:
@@ -437,7 +441,7 @@ def test_a_result_on_s3_is_whole_or_not_there(
 
     choice = StitchOptions(threshold=0.45)
     with monkeypatch.context() as patch:
-        patch.setattr(store, "write_attributes", fail_at_the_root)
+        patch.setattr(stitch, "write_attributes", fail_at_the_root)
         with pytest.raises(RuntimeError, match="killed before the end"):
             stitch.run(place, choice, machines)
     (second,) = {
@@ -601,9 +605,9 @@ def test_a_run_rides_out_a_server_that_goes_and_comes_back(
     place = on_s3(bucket, tmp_path)
     ingest.run(source, place, machines)
     plan = split.run(place, str(tiny_model.folder), SplitOptions(memory=GENEROUS, **CUT), 1)
-    target = open_probabilities(plan, place)
-    group = str(probabilities_group(plan, place))
-    do = predict.PredictJob("serial", plan, group, "cpu", threads=1).open()
+    target = create_probabilities(plan, place)
+    array = probabilities_array(plan, place)
+    do = predict.PredictJob("serial", plan, array, "cpu", threads=1).open()
     with Ledger(target.ledger, "serial") as ledger:
         for block in range(4):
             ledger.add(block, do(block))

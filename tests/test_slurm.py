@@ -321,7 +321,7 @@ def test_a_job_of_two_gpus_has_a_worker_for_each_and_never_takes_the_cpu_instead
     code = """if True:
         import os
         from unet.execution.machines import Machines
-from unet.execution.pool import connect
+        from unet.execution.pool import connect
         from unet.errors import DeviceError
         from unet.network.devices import choose_devices
 
