@@ -1,1 +1,1 @@
-"""The four stages, one module each: ingest, split, predict, stitch."""
+"""What is done, one module per stage: ingest, split, predict, stitch, verify; train, evaluate."""

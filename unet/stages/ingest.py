@@ -145,7 +145,7 @@ def run(
             model_spec = find_model(model)
             model_spec.refuse_channels(source.channel_names, spec.path)
             model_spec.refuse_plane(source.shape[2:], spec.path)
-        image, block = _choose_place(source, spec, workspace)
+        image, block = _locate_image(source, spec, workspace)
         grid = BlockGrid(image.shape, block)
         block_bytes = math.prod(block) * len(image.channel_names) * np.dtype(image.dtype).itemsize
         machines = machines.moving(grid.count, block_bytes)
@@ -158,7 +158,7 @@ def run(
     write_manifest(workspace.manifest("ingest"), ingested)
 
 
-def _choose_place(source: Source, spec: SourceSpec, workspace: Workspace) -> tuple[ImageRef, Sizes]:
+def _locate_image(source: Source, spec: SourceSpec, workspace: Workspace) -> tuple[ImageRef, Sizes]:
     """Where the image will be read from, and the blocks to copy or read it by."""
     shape = without_channels(source.shape)
     pieces = without_channels(source.chunks)

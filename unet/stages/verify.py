@@ -5,8 +5,8 @@ the codec find a changed bit, and each pixel of the mask is decided once more. A
 named and made again by the stage that made it, and by no other block.
 
 Then a sample of the image is predicted again through other blocks and other windows, see
-`unet.planning.cross_check`, and compared with what is stored. The figures go into `verify.json` and
-into the attributes of the result.
+`unet.planning.cross_check`, and compared with what is stored. How both agree is written to
+`verify.json` and to the attributes of the result.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ def _in_float32(predicting: PredictJob) -> PredictJob:
 
 
 def run(workspace: Workspace, options: VerifyOptions, machines: StageMachines) -> None:
-    """Verify one image, make again what is damaged, and write the figures.
+    """Verify one image, make again what is damaged, and write how it went.
 
     Raises RunError where the check fails, StoreError where a damaged block cannot be made again.
     """
@@ -166,17 +166,12 @@ def run(workspace: Workspace, options: VerifyOptions, machines: StageMachines) -
     _refuse_another(result, name)
     shards, damaged = read_all(workspace, plan, options.stitch, machines.data)
     _recompute(workspace, plan, options, machines, damaged)
-    with workspace.lock():  # so that the figures get into the result that they are of
+    with workspace.lock():  # so that the verdict gets into the result that it is about
         _refuse_another(result, name)
         comparisons = _compare(workspace, plan, options, machines)
-        verified = VerifyManifest(
-            run=name,
-            shards=shards,
-            made_again=tuple(map(str, damaged)),
-            blocks=len(comparisons),
-            core=other_core(plan),
-            **_judge(workspace, plan, comparisons),
-        )
+        computed_by = processors(probabilities.probabilities_ledger(plan, workspace))
+        made_again = tuple(map(str, damaged))
+        verified = _judge(plan, computed_by, comparisons, name, shards, made_again)
         write_manifest(workspace.manifest("verify"), verified)
         _publish(result, verified)
 
@@ -190,33 +185,48 @@ def _refuse_another(result: Location, run: str) -> None:
         )
 
 
-def _judge(workspace: Workspace, plan: Plan, comparisons: list[BlockComparison]) -> dict[str, Any]:
-    """The fields of `VerifyManifest` that say how the check agrees, and whether that is enough."""
+def _judge(
+    plan: Plan,
+    computed_by: set[str],
+    comparisons: list[BlockComparison],
+    run: str,
+    shards: int,
+    made_again: tuple[str, ...],
+) -> VerifyManifest:
+    """How the check agrees, and whether that is enough.
+
+    computed_by  the processors that computed the run
+    run, shards, made_again  as in `VerifyManifest`
+    """
     agreement = sum((each.agreement for each in comparisons), Agreement())
     float32 = sum((each.float32 for each in comparisons), Agreement())
     verified_by = {each.processor for each in comparisons}
-    computed_by = processors(probabilities.probabilities_ledger(plan, workspace))
     allowed = tolerance(plan, computed_by | verified_by)
     passed = agreement.largest_difference <= allowed
-    return {
-        "agreement": agreement,
-        "tolerance": allowed,
-        "passed": passed and (allowed > 0 or agreement.mask_pixels_differ == 0),
-        "numerics": Numerics(
+    return VerifyManifest(
+        run=run,
+        shards=shards,
+        made_again=made_again,
+        blocks=len(comparisons),
+        core=other_core(plan),
+        agreement=agreement,
+        tolerance=allowed,
+        passed=passed and (allowed > 0 or agreement.mask_pixels_differ == 0),
+        numerics=Numerics(
             precision=plan.precision,
             processors=tuple(sorted(computed_by)),
             verified_by=tuple(sorted(verified_by)),
             versions=_versions(),
         ),
-        "float32": None if plan.precision == "float32" else float32,
-    }
+        float32=None if plan.precision == "float32" else float32,
+    )
 
 
 def _publish(result: Location, verified: VerifyManifest) -> None:
     attributes = read_attributes(result)["unet"]
     write_attributes(result, {"unet": {**attributes, "verify": asdict(verified)}})
     agreement = verified.agreement
-    figures = (
+    summary = (
         f"{agreement.pixels} pixels predicted again in {verified.blocks} other blocks: the largest "
         f"difference in probability is {agreement.largest_difference:.3g} (at most "
         f"{verified.tolerance:.3g}), and {agreement.mask_pixels_differ} pixels of the mask differ"
@@ -224,10 +234,10 @@ def _publish(result: Location, verified: VerifyManifest) -> None:
     if not verified.passed:
         raise RunError(
             f"Expected {result} to be what the model predicts through any windows, but of "
-            f"{figures}. Its probabilities were computed by something else than the plan says: "
+            f"{summary}. Its probabilities were computed by something else than the plan says: "
             f"run it again with --forceall, after deleting its folder `work`."
         )
-    log.info("%s: %d shards read, %s", result.name, verified.shards, figures)
+    log.info("%s: %d shards read, %s", result.name, verified.shards, summary)
 
 
 def _recompute(
