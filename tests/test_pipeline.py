@@ -440,7 +440,7 @@ def test_channels_of_a_zarr_are_read_in_the_order_asked_for(channels, tmp_path):
     array.attrs["about"] = "an image of three channels"
     source = SourceSpec(str(tmp_path / "own.zarr"), channels=channels)
     found = open_source(source)
-    image, _ = ingest._choose_place(found, source, Workspace(tmp_path / "image"))
+    image, _ = ingest._locate_image(found, source, Workspace(tmp_path / "image"))
     whole = Box((0, 0, 0, 0), image.shape)
     assert np.array_equal(store.open_image(image).read(whole)[0, :, 0], pixels[list(channels)])
     assert np.array_equal(found.read(whole)[0, :, 0], pixels[list(channels)])
