@@ -21,7 +21,7 @@ def from_ome(xml: Mapping[str, Any], image: int) -> tuple[dict[str, float], tupl
     images = _listed(xml.get("OME", {}).get("Image"))
     if image >= len(images):
         return {}, ()
-    pixels = images[image].get("FilePixels", {})
+    pixels = images[image].get("Pixels", {})
     sizes = {}
     for axis in "zyx":
         value = pixels.get(f"PhysicalSize{axis.upper()}")
