@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unet.errors import UserError
-from unet.evaluation.picture import beside, on_screen, white
+from unet.evaluation.picture import image_to_rgb, join_panels, mask_to_rgb
 from unet.planning.geometry import Box, Sizes
 from unet.sources import open_source
 from unet.sources.base import Source, SourceSpec
@@ -34,9 +34,9 @@ def picture(
         z = image.shape[2] // 2 if plane is None else plane
         box = part(image.shape, (z, *(start or middle)), size)
         pixels, found = image.read(box)[0, :3, 0], mask.read(box)[0, 0, 0] > 0
-    rgb = on_screen(pixels)
+    rgb = image_to_rgb(pixels)
     outlined = np.where(outline(found)[..., np.newaxis], np.uint8(OUTLINE), rgb)
-    return beside([rgb, white(found), outlined], GAP)
+    return join_panels([rgb, mask_to_rgb(found), outlined], GAP)
 
 
 def sources(store: str) -> tuple[Source, Source]:

@@ -16,7 +16,7 @@ from support import run_stages
 import unet
 from unet.errors import ConfigError, SourceError
 from unet.evaluation.metrics import PixelCounts
-from unet.evaluation.picture import WANTED_ONLY
+from unet.evaluation.picture import FALSE_NEGATIVE
 from unet.planning.geometry import Box
 from unet.sources.base import SourceSpec
 from unet.sources.image import Image
@@ -159,7 +159,7 @@ def test_pixels_are_counted_box_by_box_and_a_part_is_drawn(finished, tmp_path, m
 
     untouched = Image.read
     monkeypatch.setattr(Image, "read", watched)
-    monkeypatch.setattr("unet.stages.evaluate.COUNTED", 256)
+    monkeypatch.setattr("unet.stages.evaluate.BOX_PIXELS", 256)
     monkeypatch.setattr("unet.evaluation.picture.LARGEST_SIDE", 16)
     run([evaluation], tmp_path / "boxes.csv", tmp_path / "part.png")
     assert max(read) <= 256
@@ -167,7 +167,7 @@ def test_pixels_are_counted_box_by_box_and_a_part_is_drawn(finished, tmp_path, m
     drawn = imagecodecs.imread(tmp_path / "part.png")
     assert drawn.shape == (3 * (16 + 6), 3 * 16 + 12, 3)
     errors = drawn[:, 2 * (16 + 6) :]
-    labelled = (errors == WANTED_ONLY).all(axis=-1) | (errors == 200).all(axis=-1)
+    labelled = (errors == FALSE_NEGATIVE).all(axis=-1) | (errors == 200).all(axis=-1)
     assert labelled.sum() == label[:, 44:, 54:].sum()
 
 

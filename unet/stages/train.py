@@ -31,7 +31,7 @@ from torch.multiprocessing.spawn import start_processes
 
 from unet.errors import DeviceError, RunError, UserError
 from unet.evaluation import picture
-from unet.evaluation.metrics import Tally
+from unet.evaluation.metrics import ScoreCounter
 from unet.fingerprint import fingerprint
 from unet.model.classify import decide
 from unet.network.devices import choose_devices
@@ -162,10 +162,10 @@ def _tallied(
     training: Training, kinds: tuple[str, ...], found: list[Found]
 ) -> dict[str, dict[str, float]]:
     """Figures of the validation images, by the set that they belong to."""
-    tallies: dict[str, Tally] = {}
+    tallies: dict[str, ScoreCounter] = {}
     for part, mask, wanted in found:
         volumes = training.network.dims == 3
-        empty = Tally(kinds, len(training.classes), volumes)
+        empty = ScoreCounter(kinds, len(training.classes), volumes)
         objects = part.labels if part.said.values is None else None
         truth = wanted if objects is None else (objects > 0).astype(np.uint8)
         tallies.setdefault(part.said.set, empty).add(mask, truth, objects, part.annotated)
@@ -194,11 +194,11 @@ def _write(training: Training, split: Split, state: checkpoint.State, folder: Pa
     writer.writerows(state.curves)
     write_whole(folder / "curves.csv", table.getvalue().encode())
     title = f"{training.name}: {training.steps} steps"
-    write_whole(folder / "curves.svg", picture.curves(state.curves, title).encode())
+    write_whole(folder / "curves.svg", picture.draw_curves(state.curves, title).encode())
     if found:
         rows = [row for part in found for row in _rows(*part)]
         chosen = np.linspace(0, len(rows) - 1, min(PAGE_ROWS, len(rows))).round().astype(int)
-        write_whole(folder / "validation.png", picture.page([rows[i]() for i in chosen]))
+        write_whole(folder / "validation.png", picture.encode_page([rows[i]() for i in chosen]))
     figures = {
         name: {measure: round(value, DIGITS) for measure, value in of_set.items()}
         for name, of_set in _tallied(training, training.measures, found).items()
@@ -213,7 +213,7 @@ def _rows(
 ) -> list[Callable[[], picture.Picture]]:
     """What draws each plane of a validation image."""
     return [
-        partial(picture.compared, part.pixels[:, z], found[z] > 0, wanted[z] > 0)
+        partial(picture.draw_comparison, part.pixels[:, z], found[z] > 0, wanted[z] > 0)
         for z in range(len(found))
     ]
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy import ndimage  # type: ignore[import-untyped]
 
 from unet.errors import SourceError
-from unet.evaluation.labels import classes_of
+from unet.evaluation.labels import labels_to_classes
 from unet.model.folder import file_sha256
 from unet.model.normalisation import Normalisation, summarise
 from unet.planning.geometry import Box
@@ -190,7 +190,7 @@ def _read(spec: SourceSpec) -> NDArray[np.generic]:
 def _numbers(labels: NDArray[np.generic], said: LabelledImage) -> NDArray[np.int32]:
     """Classes of a class mask, else instances without gaps: the work grows with the last."""
     if said.values is not None:
-        return classes_of(labels, said.values, said.label.path).astype(np.int32)
+        return labels_to_classes(labels, said.values, said.label.path).astype(np.int32)
     found = np.unique(labels)
     if np.any(found != np.rint(found.astype(np.float64))) or found[0] < 0 or found[-1] > INSTANCES:
         raise SourceError(
