@@ -627,7 +627,7 @@ CONFIGS: dict[str, tuple[Any, str]] = {
 def test_a_bad_configuration(name: str, tmp_path: Path) -> None:
     raw, message = CONFIGS[name]
     assert_refused(
-        lambda: read_config(raw, SCHEMA, made=["image.tif"]),
+        lambda: read_config(raw, SCHEMA, rule_outputs=["image.tif"]),
         *("ConfigError", message, tmp_path / "log"),
     )
 

@@ -266,7 +266,7 @@ def test_a_web_server_that_serves_no_parts_of_files_is_an_error(formats):
     ) as web:
         try:
             (port,) = re.findall(r"port (\d+)", web.stdout.readline())
-            with pytest.raises(ServerError, match="serves them whole only"):
+            with pytest.raises(ServerError, match="serves only whole files"):
                 open_source(SourceSpec(f"http://127.0.0.1:{port}/tiled.tif"))
             with pytest.raises(SourceError, match="does not exist: its server has no such file"):
                 open_source(SourceSpec(f"http://127.0.0.1:{port}/no.zarr"))

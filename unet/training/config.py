@@ -1,4 +1,4 @@
-"""What a training is asked to do: the section `train` of a configuration, checked and frozen."""
+"""The section `train` of a configuration, checked and frozen."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from unet.config import checked, plain, spec_of
+from unet.config import apply_schema, make_spec, resolve_path
 from unet.errors import ConfigError, UserError
 from unet.model.architecture import Architecture
 from unet.model.folder import find_model
@@ -153,20 +153,20 @@ class Training:
         return {key: value for key, value in asdict(self).items() if key not in idle}
 
 
-def read_training(raw: Mapping[str, Any], made: Collection[str] = ()) -> Training:
+def read_training(raw: Mapping[str, Any], rule_outputs: Collection[str] = ()) -> Training:
     """Check the section `train` and freeze it; no image is opened.
 
-    made  paths that need not be there yet, since a rule makes them
+    rule_outputs  paths that need not exist yet, since a rule makes them
 
     Raises ConfigError that names the key.
     """
     try:
-        filled = checked(raw, SCHEMA)
+        filled = apply_schema(raw, SCHEMA)
         images = tuple(map(_image, filled["images"]))
         training = _frozen(filled, images)
         _check(training)
         for path in training.paths:
-            if path not in made:
+            if path not in rule_outputs:
                 local_files(path)
     except UserError as error:
         raise ConfigError(f"train: {error}") from error
@@ -178,7 +178,7 @@ def _frozen(filled: Mapping[str, Any], images: tuple[LabelledImage, ...]) -> Tra
     special = {
         "classes": classes,
         "images": images,
-        "start": None if filled["start"] is None else plain(filled["start"]),
+        "start": None if filled["start"] is None else resolve_path(filled["start"]),
         "objects": filled["objects"] or classes[1],
         "network": _part(Network, filled["network"]),
         "border": _part(Border, filled["border"]),
@@ -199,14 +199,14 @@ def _image(item: Mapping[str, Any]) -> LabelledImage:
     channels, annotated = item["channels"], item["annotated"]
     train = item["train"] if item["train"] is not None else item["validate"] is None
     return LabelledImage(
-        image=spec_of(
+        image=make_spec(
             item["image"],
             axes=item["axes"],
             level=item["level"],
             channels=None if channels is None else tuple(channels),
         ),
-        label=spec_of(item["label"], axes=item["label_axes"]),
-        annotated=None if annotated is None else spec_of(annotated, axes=item["label_axes"]),
+        label=make_spec(item["label"], axes=item["label_axes"]),
+        annotated=None if annotated is None else make_spec(annotated, axes=item["label_axes"]),
         values=None if item["values"] is None else tuple(item["values"]),
         fill_holes=item["fill_holes"],
         set=item["set"],

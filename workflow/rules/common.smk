@@ -41,7 +41,7 @@ DOWNLOADS = {
 def checked_config():
     schema = Path(workflow.source_path("../schemas/config.schema.yaml"))
     try:
-        return read_config(config, schema, made=DOWNLOADS)
+        return read_config(config, schema, rule_outputs=DOWNLOADS)
     except UserError as error:
         raise WorkflowError(f"The configuration is wrong. {error}") from None
 
@@ -56,7 +56,7 @@ def files_of(path):
 
 def checked_training():
     try:
-        return read_training(config["train"], made=DOWNLOADS)
+        return read_training(config["train"], rule_outputs=DOWNLOADS)
     except UserError as error:
         raise WorkflowError(f"The configuration is wrong. {error}") from None
 
