@@ -514,8 +514,8 @@ def nothing_was_begun(place: Workspace) -> bool:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"AWS_SECRET_ACCESS_KEY": "Wrong/" + SECRET}, r"127.0.0.1:\d+ refused \(status 403\)"),
-        ({"AWS_ACCESS_KEY_ID": "wrong-" + KEY}, r"127.0.0.1:\d+ refused \(status 403\)"),
+        ({"AWS_SECRET_ACCESS_KEY": "Wrong/" + SECRET}, r"127.0.0.1:\d+ refused it \(status 403\)"),
+        ({"AWS_ACCESS_KEY_ID": "wrong-" + KEY}, r"127.0.0.1:\d+ refused it \(status 403\)"),
         ({"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, "answer from http://127.0.0.1:9 for s3://"),
         ({"AWS_ENDPOINT_URL": f"http://{KEY}:{SECRET}@h"}, "host in AWS_ENDPOINT_URL, and nothing"),
         ({"AWS_ENDPOINT_URL": f"http://{KEY}:x@h:9"}, "host in AWS_ENDPOINT_URL, and nothing"),
