@@ -84,20 +84,20 @@ def test_without_its_section_a_rule_says_what_is_missing(run_workflow, config, t
 @pytest.fixture(scope="module")
 def finished(make_model, tmp_path_factory):
     """A stack of three planes, segmented plane by plane."""
-    place = Workspace(tmp_path_factory.mktemp("run") / "stack")
-    place.root.mkdir()
-    np.save(place.root / "stack.npy", picture(3, 60, 70))
-    run_stages(SourceSpec(str(place.root / "stack.npy"), axes="zyx"), make_model(), place)
-    return place
+    workspace = Workspace(tmp_path_factory.mktemp("run") / "stack")
+    workspace.root.mkdir()
+    np.save(workspace.root / "stack.npy", picture(3, 60, 70))
+    run_stages(SourceSpec(str(workspace.root / "stack.npy"), axes="zyx"), make_model(), workspace)
+    return workspace
 
 
-def asked(place: Workspace, label: np.ndarray, **changed) -> Evaluation:
-    np.save(place.root / "label.npy", label)
+def asked(workspace: Workspace, label: np.ndarray, **changed) -> Evaluation:
+    np.save(workspace.root / "label.npy", label)
     return Evaluation(
         **{
-            "workspace": place,
-            "image": SourceSpec(str(place.root / "stack.npy"), axes="zyx"),
-            "label": SourceSpec(str(place.root / "label.npy"), axes="zyx"),
+            "workspace": workspace,
+            "image": SourceSpec(str(workspace.root / "stack.npy"), axes="zyx"),
+            "label": SourceSpec(str(workspace.root / "label.npy"), axes="zyx"),
             "annotated": None,
             "values": None,
             "measures": ("pixels", "instances", "membranes"),
@@ -106,8 +106,8 @@ def asked(place: Workspace, label: np.ndarray, **changed) -> Evaluation:
     )
 
 
-def found(place: Workspace) -> np.ndarray:
-    return zarr.open_array(place.result / "labels/mask/0", mode="r")[...]
+def found(workspace: Workspace) -> np.ndarray:
+    return zarr.open_array(workspace.result / "labels/mask/0", mode="r")[...]
 
 
 def test_a_mask_is_perfect_against_itself(finished, tmp_path):
