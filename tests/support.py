@@ -80,11 +80,11 @@ def planned(
 
 
 def predicted_serially(
-    plan: Plan, place: Workspace, blocks: list[int] | None = None
+    plan: Plan, workspace: Workspace, blocks: list[int] | None = None
 ) -> NDArray[np.float32]:
     """Predict block after block in this process, and read all probabilities (t, c, z, y, x)."""
-    store = create_probabilities(plan, place)
-    do = PredictJob("serial", plan, probabilities_array(plan, place), "cpu", threads=2).open()
+    store = create_probabilities(plan, workspace)
+    do = PredictJob("serial", plan, probabilities_array(plan, workspace), "cpu", threads=2).open()
     for block in range(plan.blocks) if blocks is None else blocks:
         do(block)
     whole = store.array.array[...]
@@ -96,20 +96,20 @@ def predicted_serially(
 def run_stages(
     source: SourceSpec,
     model: ModelSpec,
-    place: Workspace,
+    workspace: Workspace,
     slabs: int = 1,
     choice: StitchOptions = EVERYTHING,
     machines: Machines = ONE_CORE,
     **request: object,
 ) -> Plan:
     """All four stages on real Dask workers, as the scripts call them."""
-    ingest.run(source, place, machines)
+    ingest.run(source, workspace, machines)
     plan = split.run(
-        place, str(model.folder), replace(SplitOptions(memory=GENEROUS), **request), slabs
+        workspace, str(model.folder), replace(SplitOptions(memory=GENEROUS), **request), slabs
     )
     for slab in range(slabs):
-        predict.run(place, slab, slabs, machines, "cpu")
-    stitch.run(place, choice, machines)
+        predict.run(workspace, slab, slabs, machines, "cpu")
+    stitch.run(workspace, choice, machines)
     return plan
 
 

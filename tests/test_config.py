@@ -29,7 +29,7 @@ CONFIGURATIONS = [
     REPOSITORY / "config" / "train.yaml",
 ]
 SMALLEST = {"images": [{"name": "a", "path": "a.tif", "model": "fluo-nuclei"}]}
-MADE = ["a.tif"]
+RULE_OUTPUTS = ["a.tif"]
 
 
 def schema(file: Path = SCHEMA) -> dict[str, Any]:
@@ -61,7 +61,7 @@ def test_a_model_of_many_images_is_looked_at_once(monkeypatch):
         {"name": f"i{number}", "path": "a.tif", "model": model}
         for number, model in enumerate(["one", "two"] * 50)
     ]
-    assert len(read_config({"images": images}, SCHEMA, MADE).images) == 100
+    assert len(read_config({"images": images}, SCHEMA, RULE_OUTPUTS).images) == 100
     assert looked == ["one", "two"]
 
 
@@ -80,7 +80,7 @@ def test_every_key_is_described_and_has_a_default_or_is_required(file):
 
 
 def test_defaults_are_filled_in():
-    config = read_config(SMALLEST, SCHEMA, made=MADE)
+    config = read_config(SMALLEST, SCHEMA, rule_outputs=RULE_OUTPUTS)
     assert config.images["a"].source == SourceSpec("a.tif")
     assert config.split == SplitOptions(memory=8 * GIGABYTE)
     assert (config.device, config.scheduler) == ("auto", None)
@@ -103,7 +103,7 @@ def test_what_is_said_goes_before_the_defaults():
         "verify": {"blocks": 3},
     }
     before = json.dumps(raw)
-    config = read_config(raw, SCHEMA, made=MADE)
+    config = read_config(raw, SCHEMA, rule_outputs=RULE_OUTPUTS)
     assert config.images["a"].source == SourceSpec(
         "a.tif", axes="zyx", level=2, channels=(1, "DAPI"), pixel_size={"x": 0.5}
     )
@@ -148,12 +148,12 @@ def test_a_typo_of_any_key_is_named_with_the_key_that_was_meant(name):
         at = at[0] if parent == "[]" else at.setdefault(parent, [{}] if inner == "[]" else {})
     at[typo] = None
     with pytest.raises(ConfigError, match=rf"unknown key '{typo}'; did you mean '{key}'\?"):
-        read_config(raw, SCHEMA, made=MADE)
+        read_config(raw, SCHEMA, rule_outputs=RULE_OUTPUTS)
 
 
 def test_the_default_configuration_is_valid():
     raw = yaml.safe_load((REPOSITORY / "config" / "config.yaml").read_text(encoding="utf-8"))
-    config = read_config(raw, SCHEMA, made=[image["path"] for image in raw["images"]])
+    config = read_config(raw, SCHEMA, rule_outputs=[image["path"] for image in raw["images"]])
     assert list(config.images) == ["slide", "stack"]
 
 
@@ -208,14 +208,14 @@ def test_the_example_is_valid():
     assert examples
     for example in examples:
         raw = yaml.safe_load(example)
-        read_config(raw, SCHEMA, made=[image["path"] for image in raw["images"]])
+        read_config(raw, SCHEMA, rule_outputs=[image["path"] for image in raw["images"]])
 
 
 @pytest.mark.parametrize("file", CONFIGURATIONS, ids=lambda path: path.stem)
 def test_a_training_that_comes_along_is_valid(file):
     raw = yaml.safe_load(file.read_text(encoding="utf-8"))["train"]
     paths = [i[k] for i in raw["images"] for k in ("image", "label", "annotated") if i.get(k)]
-    training = read_training(raw, made=paths)
+    training = read_training(raw, rule_outputs=paths)
     assert training.paths == paths
     assert file.stem in (training.name, "train")
 

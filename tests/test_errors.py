@@ -44,15 +44,15 @@ REQUEST = SplitOptions(memory=10**9, shard=(64, 64), chunk=(32, 32))
 NOBODY = 65534
 
 
-def run_all(source: SourceSpec, model: Path, place: Workspace, machines: Machines) -> None:
-    ingest.run(source, place, machines)
-    split.run(place, str(model), REQUEST, slabs=1)
-    predict.run(place, 0, 1, machines, "cpu")
-    stitch.run(place, StitchOptions(), machines)
+def run_all(source: SourceSpec, model: Path, workspace: Workspace, machines: Machines) -> None:
+    ingest.run(source, workspace, machines)
+    split.run(workspace, str(model), REQUEST, slabs=1)
+    predict.run(workspace, 0, 1, machines, "cpu")
+    stitch.run(workspace, StitchOptions(), machines)
 
 
-def mask_of(place: Workspace) -> Any:
-    return zarr.open_array(place.result / stitch.MASK / "0", mode="r")[:]
+def mask_of(workspace: Workspace) -> Any:
+    return zarr.open_array(workspace.result / stitch.MASK / "0", mode="r")[:]
 
 
 def assert_refused(action: Callable[[], Any], kind: str, message: str, log: Path) -> None:
@@ -81,14 +81,14 @@ def finished(
     machines: Machines,
 ) -> Workspace:
     """An earlier run, whole. Read it only; tests work on a copy."""
-    place = Workspace(tmp_path_factory.mktemp("finished") / "tiny")
-    run_all(SourceSpec(str(small_image)), tiny_model.folder, place, machines)
-    assert 0.1 < mask_of(place).mean() < 0.9, "a mask of one class would not show a difference"
-    return place
+    workspace = Workspace(tmp_path_factory.mktemp("finished") / "tiny")
+    run_all(SourceSpec(str(small_image)), tiny_model.folder, workspace, machines)
+    assert 0.1 < mask_of(workspace).mean() < 0.9, "a mask of one class would not show a difference"
+    return workspace
 
 
 @pytest.fixture
-def place(finished: Workspace, tmp_path: Path) -> Workspace:
+def workspace(finished: Workspace, tmp_path: Path) -> Workspace:
     """A copy of the earlier run, to be disturbed."""
     shutil.copytree(finished.root, tmp_path / "results" / finished.name)
     return Workspace(tmp_path / "results" / finished.name)
@@ -171,14 +171,14 @@ IMAGES: dict[str, tuple[Writer, str]] = {
 
 
 @pytest.mark.parametrize("name", IMAGES)
-def test_a_bad_image(name: str, place: Workspace, machines: Machines, tmp_path: Path) -> None:
+def test_a_bad_image(name: str, workspace: Workspace, machines: Machines, tmp_path: Path) -> None:
     write, message = IMAGES[name]
     (tmp_path / "images").mkdir()
     source = SourceSpec(str(write(tmp_path / "images")))
-    before = files_in(place.root)
+    before = files_in(workspace.root)
     kind = "StoreError" if name == "damaged Zarr" else "SourceError"
-    assert_refused(lambda: ingest.run(source, place, machines), kind, message, tmp_path / "log")
-    assert_kept(before, place.root)
+    assert_refused(lambda: ingest.run(source, workspace, machines), kind, message, tmp_path / "log")
+    assert_kept(before, workspace.root)
 
 
 @contextmanager
@@ -196,11 +196,11 @@ def ordinary_user() -> Iterator[None]:
 
 @pytest.mark.parametrize("kind", ["file", "folder"])
 def test_an_image_that_may_not_be_read(
-    kind: str, place: Workspace, machines: Machines, tmp_path: Path
+    kind: str, workspace: Workspace, machines: Machines, tmp_path: Path
 ) -> None:
     path = tmp_path / "image"
     path.mkdir() if kind == "folder" else path.touch()
-    before = files_in(place.root)
+    before = files_in(workspace.root)
     path.chmod(0)
     public = [tmp_path, *tmp_path.parents[:2]]  # pytest makes its folders for one user only
     modes = [folder.stat().st_mode for folder in public]
@@ -209,7 +209,7 @@ def test_an_image_that_may_not_be_read(
 
     def run() -> None:
         with ordinary_user():
-            ingest.run(SourceSpec(str(path)), place, machines)
+            ingest.run(SourceSpec(str(path)), workspace, machines)
 
     try:
         message = "(may not be read|Permission denied)"
@@ -218,7 +218,7 @@ def test_an_image_that_may_not_be_read(
         path.chmod(0o700)
         for folder, mode in zip(public, modes, strict=True):
             folder.chmod(mode)
-    assert_kept(before, place.root)
+    assert_kept(before, workspace.root)
 
 
 # --- What the image, the model and the settings have to agree on ---------------------------------
@@ -241,29 +241,29 @@ PLANS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("name", PLANS)
 def test_a_plan_that_cannot_be(
-    name: str, place: Workspace, make_model: ModelMaker, tmp_path: Path
+    name: str, workspace: Workspace, make_model: ModelMaker, tmp_path: Path
 ) -> None:
     network, asked, message = PLANS[name]
     folder, request = str(make_model(**network).folder), replace(REQUEST, **asked)
-    before = files_in(place.root)
+    before = files_in(workspace.root)
     kind, message = message.split(": ", maxsplit=1)
     assert_refused(
-        lambda: split.run(place, folder, request, slabs=1), kind, message, tmp_path / "log"
+        lambda: split.run(workspace, folder, request, slabs=1), kind, message, tmp_path / "log"
     )
-    assert_kept(before, place.root)
+    assert_kept(before, workspace.root)
 
 
 def test_a_threshold_with_three_classes(
-    place: Workspace, make_model: ModelMaker, machines: Machines, tmp_path: Path
+    workspace: Workspace, make_model: ModelMaker, machines: Machines, tmp_path: Path
 ) -> None:
-    split.run(place, str(make_model(classes=3).folder), REQUEST, slabs=1)
-    before = files_in(place.root)
+    split.run(workspace, str(make_model(classes=3).folder), REQUEST, slabs=1)
+    before = files_in(workspace.root)
     assert_refused(
-        lambda: stitch.run(place, StitchOptions(threshold=0.3), machines),
+        lambda: stitch.run(workspace, StitchOptions(threshold=0.3), machines),
         *("ConfigError", "`threshold` only with a model of two classes, .* has 3"),
         tmp_path / "log",
     )
-    assert_kept(before, place.root)
+    assert_kept(before, workspace.root)
 
 
 # --- Models -------------------------------------------------------------------------------------
@@ -350,90 +350,95 @@ MODELS: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_bad_model(name: str, place: Workspace, machines: Machines, tmp_path: Path) -> None:
+def test_a_bad_model(name: str, workspace: Workspace, machines: Machines, tmp_path: Path) -> None:
     damage, message = MODELS[name]
     folder = tmp_path / "model"
     make_tiny_model(folder, seed=1)
     damage(folder)
-    before = files_in(place.result)
+    before = files_in(workspace.result)
 
     def run() -> None:
-        split.run(place, str(folder), REQUEST, slabs=1)
-        predict.run(place, 0, 1, machines, "cpu")
+        split.run(workspace, str(folder), REQUEST, slabs=1)
+        predict.run(workspace, 0, 1, machines, "cpu")
 
     assert_refused(run, "ModelError", message, tmp_path / "log")
     assert not (folder / "executed").exists(), "code in a model was run"
-    assert_kept(before, place.result)
+    assert_kept(before, workspace.result)
 
 
 def test_a_model_that_changed_since_the_split(
-    place: Workspace, machines: Machines, tmp_path: Path
+    workspace: Workspace, machines: Machines, tmp_path: Path
 ) -> None:
     folder = tmp_path / "model"
     make_tiny_model(folder, seed=1)
-    split.run(place, str(folder), REQUEST, slabs=1)
+    split.run(workspace, str(folder), REQUEST, slabs=1)
     make_tiny_model(folder, seed=2)
-    before = files_in(place.root)
+    before = files_in(workspace.root)
     assert_refused(
-        lambda: predict.run(place, 0, 1, machines, "cpu"),
+        lambda: predict.run(workspace, 0, 1, machines, "cpu"),
         *("ModelError", "as it was when the image was split, but .* changed since"),
         tmp_path / "log",
     )
-    assert_kept(before, place.root)
+    assert_kept(before, workspace.root)
 
 
 # --- Stores -------------------------------------------------------------------------------------
 
 
-def remove_shard(place: Workspace, block: int) -> None:
-    plan = read_plan(place)
-    open_probabilities(plan, place).array.shard_file(block).unlink()
+def remove_shard(workspace: Workspace, block: int) -> None:
+    plan = read_plan(workspace)
+    open_probabilities(plan, workspace).array.shard_file(block).unlink()
 
 
-def truncate_shard(place: Workspace, block: int) -> None:
-    plan = read_plan(place)
-    shard = open_probabilities(plan, place).array.shard_file(block)
+def truncate_shard(workspace: Workspace, block: int) -> None:
+    plan = read_plan(workspace)
+    shard = open_probabilities(plan, workspace).array.shard_file(block)
     os.truncate(shard, shard.stat().st_size - 1)
 
 
 @pytest.mark.parametrize("damage", [remove_shard, truncate_shard])
 def test_a_hole_between_predict_and_stitch(
-    damage: Callable[[Workspace, int], None], place: Workspace, machines: Machines, tmp_path: Path
+    damage: Callable[[Workspace, int], None],
+    workspace: Workspace,
+    machines: Machines,
+    tmp_path: Path,
 ) -> None:
     """It is named, the result stays, and what the sentence advises mends it."""
-    earlier = files_in(place.root / "work"), files_in(place.result)
-    damage(place, 5)
+    earlier = files_in(workspace.root / "work"), files_in(workspace.result)
+    damage(workspace, 5)
     assert_refused(
-        lambda: stitch.run(place, StitchOptions(), machines),
+        lambda: stitch.run(workspace, StitchOptions(), machines),
         *("StoreError", r"1 are missing .* block 5 \(0:1 x 0:1 x 64:128 x 64:128\).*forcerun pred"),
         tmp_path / "log",
     )
-    assert files_in(place.result) == earlier[1]
-    predict.run(place, 0, 1, machines, "cpu")
-    shutil.rmtree(place.result)
-    stitch.run(place, StitchOptions(), machines)
-    assert_kept({n: c for n, c in earlier[0].items() if "/ledger" not in n}, place.root / "work")
-    assert files_in(place.result) == earlier[1]
+    assert files_in(workspace.result) == earlier[1]
+    predict.run(workspace, 0, 1, machines, "cpu")
+    shutil.rmtree(workspace.result)
+    stitch.run(workspace, StitchOptions(), machines)
+    assert_kept(
+        {n: c for n, c in earlier[0].items() if "/ledger" not in n}, workspace.root / "work"
+    )
+    assert files_in(workspace.result) == earlier[1]
 
 
-def foreign_array(place: Workspace) -> None:
-    group = probabilities_group(read_plan(place), place)
+def foreign_array(workspace: Workspace) -> None:
+    group = probabilities_group(read_plan(workspace), workspace)
     shutil.rmtree(group / "0")
     zarr.create_array(group / "0", data=np.zeros((1, 9, 9), "u1"))
 
 
-def foreign_axes(place: Workspace) -> None:
-    group = probabilities_group(read_plan(place), place)
+def foreign_axes(workspace: Workspace) -> None:
+    group = probabilities_group(read_plan(workspace), workspace)
     shutil.rmtree(group / "0")
     zarr.create_array(group / "0", data=np.zeros((9, 9), "u1"))
 
 
-def damaged_metadata(place: Workspace) -> None:
-    (probabilities_group(read_plan(place), place) / "0" / "zarr.json").write_text("{")
+def damaged_metadata(workspace: Workspace) -> None:
+    (probabilities_group(read_plan(workspace), workspace) / "0" / "zarr.json").write_text("{")
 
 
-def old_manifest(place: Workspace) -> None:
-    place.manifest("split").write_text("{}")
+def old_manifest(workspace: Workspace) -> None:
+    workspace.manifest("split").write_text("{}")
 
 
 STORES: dict[str, tuple[Callable[[Workspace], Any], str]] = {
@@ -441,27 +446,30 @@ STORES: dict[str, tuple[Callable[[Workspace], Any], str]] = {
     "foreign axes": (foreign_axes, "to have the axes 'cyx', but it has 2 dimensions"),
     "damaged metadata": (damaged_metadata, r"at .*, and found none .* zarr\.json is damaged"),
     "other manifest": (old_manifest, "to be a manifest of this version, .* Delete it and run"),
-    "no manifest": (lambda place: place.manifest("split").unlink(), "and found none: its stage"),
+    "no manifest": (
+        lambda workspace: workspace.manifest("split").unlink(),
+        "and found none: its stage",
+    ),
 }
 
 
 @pytest.mark.parametrize("stage", ["predict", "stitch"])
 @pytest.mark.parametrize("name", STORES)
 def test_what_is_not_ours(
-    name: str, stage: str, place: Workspace, machines: Machines, tmp_path: Path
+    name: str, stage: str, workspace: Workspace, machines: Machines, tmp_path: Path
 ) -> None:
     damage, message = STORES[name]
-    damage(place)
-    before = files_in(place.root)
+    damage(workspace)
+    before = files_in(workspace.root)
 
     def run() -> None:
         if stage == "predict":
-            predict.run(place, 0, 1, machines, "cpu")
+            predict.run(workspace, 0, 1, machines, "cpu")
         else:
-            stitch.run(place, StitchOptions(), machines)
+            stitch.run(workspace, StitchOptions(), machines)
 
     assert_refused(run, "StoreError", message, tmp_path / "log")
-    assert_kept(before, place.root)
+    assert_kept(before, workspace.root)
 
 
 def test_two_runs_on_one_scheduler_with_images_of_one_name(
@@ -472,9 +480,9 @@ def test_two_runs_on_one_scheduler_with_images_of_one_name(
         np.save(tmp_path / f"{name}.npy", image)
 
     def run(name: str) -> Any:
-        place = Workspace(tmp_path / name / "same")
-        ingest.run(SourceSpec(str(tmp_path / f"{name}.npy")), place, machines)
-        (copied,) = (place.root / "work").glob("ingest-*/image.ome.zarr")
+        workspace = Workspace(tmp_path / name / "same")
+        ingest.run(SourceSpec(str(tmp_path / f"{name}.npy")), workspace, machines)
+        (copied,) = (workspace.root / "work").glob("ingest-*/image.ome.zarr")
         return zarr.open_array(copied / "0", mode="r")[:]
 
     with ThreadPoolExecutor(2) as pool:
@@ -534,12 +542,12 @@ def test_a_full_disk(
     disk = tmp_path / "disk"
     disk.mkdir()
     with small_disk(disk):
-        place = Workspace(disk / "tiny")
+        workspace = Workspace(disk / "tiny")
         stages: dict[str, Callable[[], Any]] = {
-            "ingest": lambda: ingest.run(SourceSpec(str(small_image)), place, machines),
-            "split": lambda: split.run(place, str(tiny_model.folder), REQUEST, slabs=1),
-            "predict": lambda: predict.run(place, 0, 1, machines, "cpu"),
-            "stitch": lambda: stitch.run(place, StitchOptions(), machines),
+            "ingest": lambda: ingest.run(SourceSpec(str(small_image)), workspace, machines),
+            "split": lambda: split.run(workspace, str(tiny_model.folder), REQUEST, slabs=1),
+            "predict": lambda: predict.run(workspace, 0, 1, machines, "cpu"),
+            "stitch": lambda: stitch.run(workspace, StitchOptions(), machines),
         }
         for name, run in stages.items():
             if name == stage:
@@ -549,28 +557,28 @@ def test_a_full_disk(
                 assert_refused(run, "RunError", told, tmp_path / "log")
                 filler.unlink()
             run()
-        plan = read_plan(place)
-        assert_kept(files_in(finished.result), place.result)
-        done = [block for block, _ in recorded(open_probabilities(plan, place).ledger)]
+        plan = read_plan(workspace)
+        assert_kept(files_in(finished.result), workspace.result)
+        done = [block for block, _ in recorded(open_probabilities(plan, workspace).ledger)]
         assert sorted(done) == list(range(plan.blocks)), "a block was predicted twice"
 
 
 def test_a_full_disk_where_the_plan_is_written(
-    place: Workspace, tiny_model: ModelSpec, tmp_path: Path
+    workspace: Workspace, tiny_model: ModelSpec, tmp_path: Path
 ) -> None:
     """/dev/full answers every write with "no space left", whoever writes."""
-    before = files_in(place.root)
-    partial = place.root / ".split.json.partial"
+    before = files_in(workspace.root)
+    partial = workspace.root / ".split.json.partial"
     partial.symlink_to("/dev/full")
 
     def run() -> None:
-        split.run(place, str(tiny_model.folder), replace(REQUEST, core=(2, 2)), slabs=1)
+        split.run(workspace, str(tiny_model.folder), replace(REQUEST, core=(2, 2)), slabs=1)
 
     assert_refused(run, "RunError", FULL, tmp_path / "log")
     partial.unlink()
-    assert_kept(before, place.root)
+    assert_kept(before, workspace.root)
     run()
-    assert read_plan(place).core == (1, 1, 2, 2)
+    assert read_plan(workspace).core == (1, 1, 2, 2)
 
 
 # --- The configuration --------------------------------------------------------------------------
@@ -627,7 +635,7 @@ CONFIGS: dict[str, tuple[Any, str]] = {
 def test_a_bad_configuration(name: str, tmp_path: Path) -> None:
     raw, message = CONFIGS[name]
     assert_refused(
-        lambda: read_config(raw, SCHEMA, made=["image.tif"]),
+        lambda: read_config(raw, SCHEMA, rule_outputs=["image.tif"]),
         *("ConfigError", message, tmp_path / "log"),
     )
 
@@ -679,8 +687,8 @@ def change_weights(said: dict[str, Any], folder: Path, make_model: ModelMaker) -
 
 def change_shard(said: dict[str, Any], folder: Path, make_model: ModelMaker) -> None:
     del make_model
-    place = Workspace(folder / "results" / "tiny")
-    remove_shard(place, 5)
+    workspace = Workspace(folder / "results" / "tiny")
+    remove_shard(workspace, 5)
     said["stitch"] = {"threshold": 0.4}
 
 

@@ -16,7 +16,7 @@ from support import run_stages
 import unet
 from unet.errors import ConfigError, SourceError
 from unet.evaluation.metrics import PixelCounts
-from unet.evaluation.picture import WANTED_ONLY
+from unet.evaluation.picture import FALSE_NEGATIVE
 from unet.planning.geometry import Box
 from unet.sources.base import SourceSpec
 from unet.sources.image import Image
@@ -84,20 +84,20 @@ def test_without_its_section_a_rule_says_what_is_missing(run_workflow, config, t
 @pytest.fixture(scope="module")
 def finished(make_model, tmp_path_factory):
     """A stack of three planes, segmented plane by plane."""
-    place = Workspace(tmp_path_factory.mktemp("run") / "stack")
-    place.root.mkdir()
-    np.save(place.root / "stack.npy", picture(3, 60, 70))
-    run_stages(SourceSpec(str(place.root / "stack.npy"), axes="zyx"), make_model(), place)
-    return place
+    workspace = Workspace(tmp_path_factory.mktemp("run") / "stack")
+    workspace.root.mkdir()
+    np.save(workspace.root / "stack.npy", picture(3, 60, 70))
+    run_stages(SourceSpec(str(workspace.root / "stack.npy"), axes="zyx"), make_model(), workspace)
+    return workspace
 
 
-def asked(place: Workspace, label: np.ndarray, **changed) -> Evaluation:
-    np.save(place.root / "label.npy", label)
+def asked(workspace: Workspace, label: np.ndarray, **changed) -> Evaluation:
+    np.save(workspace.root / "label.npy", label)
     return Evaluation(
         **{
-            "workspace": place,
-            "image": SourceSpec(str(place.root / "stack.npy"), axes="zyx"),
-            "label": SourceSpec(str(place.root / "label.npy"), axes="zyx"),
+            "workspace": workspace,
+            "image": SourceSpec(str(workspace.root / "stack.npy"), axes="zyx"),
+            "label": SourceSpec(str(workspace.root / "label.npy"), axes="zyx"),
             "annotated": None,
             "values": None,
             "measures": ("pixels", "instances", "membranes"),
@@ -106,8 +106,8 @@ def asked(place: Workspace, label: np.ndarray, **changed) -> Evaluation:
     )
 
 
-def found(place: Workspace) -> np.ndarray:
-    return zarr.open_array(place.result / "labels/mask/0", mode="r")[...]
+def found(workspace: Workspace) -> np.ndarray:
+    return zarr.open_array(workspace.result / "labels/mask/0", mode="r")[...]
 
 
 def test_a_mask_is_perfect_against_itself(finished, tmp_path):
@@ -159,7 +159,7 @@ def test_pixels_are_counted_box_by_box_and_a_part_is_drawn(finished, tmp_path, m
 
     untouched = Image.read
     monkeypatch.setattr(Image, "read", watched)
-    monkeypatch.setattr("unet.stages.evaluate.COUNTED", 256)
+    monkeypatch.setattr("unet.stages.evaluate.BOX_PIXELS", 256)
     monkeypatch.setattr("unet.evaluation.picture.LARGEST_SIDE", 16)
     run([evaluation], tmp_path / "boxes.csv", tmp_path / "part.png")
     assert max(read) <= 256
@@ -167,7 +167,7 @@ def test_pixels_are_counted_box_by_box_and_a_part_is_drawn(finished, tmp_path, m
     drawn = imagecodecs.imread(tmp_path / "part.png")
     assert drawn.shape == (3 * (16 + 6), 3 * 16 + 12, 3)
     errors = drawn[:, 2 * (16 + 6) :]
-    labelled = (errors == WANTED_ONLY).all(axis=-1) | (errors == 200).all(axis=-1)
+    labelled = (errors == FALSE_NEGATIVE).all(axis=-1) | (errors == 200).all(axis=-1)
     assert labelled.sum() == label[:, 44:, 54:].sum()
 
 

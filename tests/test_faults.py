@@ -76,7 +76,7 @@ class Case:
 
     source: SourceSpec
     model: Path
-    place: Workspace
+    workspace: Workspace
     side: int
     kills: int
 
@@ -85,17 +85,17 @@ class Case:
         return self.side**2
 
 
-def run_stage(name: str, case: Case, place: Workspace, machines: Machines) -> None:
+def run_stage(name: str, case: Case, workspace: Workspace, machines: Machines) -> None:
     """A stage as its script calls it, but that ingest too has many blocks of a small image."""
     ingest.BLOCK_PIXELS, layout.CHUNK = BLOCK * BLOCK, BLOCK
     if name == "ingest":
-        ingest.run(case.source, place, machines)
+        ingest.run(case.source, workspace, machines)
     elif name == "split":
-        split.run(place, str(case.model), SMALL_BLOCKS, slabs=1)
+        split.run(workspace, str(case.model), SMALL_BLOCKS, slabs=1)
     elif name == "predict":
-        predict.run(place, 0, 1, machines, "cpu")
+        predict.run(workspace, 0, 1, machines, "cpu")
     else:
-        stitch.run(place, StitchOptions(), machines)
+        stitch.run(workspace, StitchOptions(), machines)
 
 
 @pytest.fixture(scope="module")
@@ -109,38 +109,40 @@ def case(
     side = math.isqrt(BLOCKS_A_KILL * kills - 1) + 1
     pixels = picture(side * BLOCK, side * BLOCK)
     tifffile.imwrite(folder / "image.tif", pixels, tile=(BLOCK, BLOCK))
-    place = Workspace(folder / "image")
-    found = Case(SourceSpec(str(folder / "image.tif")), tiny_model.folder, place, side, kills)
+    workspace = Workspace(folder / "image")
+    found = Case(SourceSpec(str(folder / "image.tif")), tiny_model.folder, workspace, side, kills)
     with pytest.MonkeyPatch.context() as restored:
         restored.setattr(ingest, "BLOCK_PIXELS", ingest.BLOCK_PIXELS)
         restored.setattr(layout, "CHUNK", layout.CHUNK)
         for stage in ("ingest", "split", "predict", "stitch"):
-            run_stage(stage, found, place, machines)
+            run_stage(stage, found, workspace, machines)
         yield found
 
 
-def stores(place: Workspace) -> dict[str, bytes]:
+def stores(workspace: Workspace) -> dict[str, bytes]:
     """Every byte of the image's copy, the probabilities and the result."""
     return {
         f"{folder.name}/{name}": content
         for pattern in ("work/*/*.ome.zarr", "*.ome.zarr")
-        for folder in sorted(place.root.glob(pattern))
+        for folder in sorted(workspace.root.glob(pattern))
         for name, content in files_in(folder).items()
     }
 
 
-def times_done(place: Workspace, stage: str) -> Counter[int]:
+def times_done(workspace: Workspace, stage: str) -> Counter[int]:
     return Counter(
-        block for folder in place.root.glob(LEDGERS[stage]) for block, _ in recorded(folder)
+        block for folder in workspace.root.glob(LEDGERS[stage]) for block, _ in recorded(folder)
     )
 
 
-def assert_undisturbed(place: Workspace, case: Case) -> None:
-    assert stores(place) == stores(case.place)
-    assert not list(place.root.rglob("*.partial"))
+def assert_undisturbed(workspace: Workspace, case: Case) -> None:
+    assert stores(workspace) == stores(case.workspace)
+    assert not list(workspace.root.rglob("*.partial"))
     for stage in STAGES:
-        found = times_done(place, stage)
-        assert found == times_done(case.place, stage), f"{stage}: a finished block was done again"
+        found = times_done(workspace, stage)
+        assert found == times_done(case.workspace, stage), (
+            f"{stage}: a finished block was done again"
+        )
         assert set(found.values()) == {1}
 
 
@@ -156,9 +158,9 @@ class Moments:
     def __init__(self, seed: str, most_blocks: int) -> None:
         self._draw, self._most = random.Random(seed), most_blocks
 
-    def wait(self, place: Workspace, stage: str, alive: Callable[[], bool]) -> None:
-        wanted = sum(times_done(place, stage).values()) + self._draw.randint(1, self._most)
-        wait_until(lambda: sum(times_done(place, stage).values()) >= wanted, alive)
+    def wait(self, workspace: Workspace, stage: str, alive: Callable[[], bool]) -> None:
+        wanted = sum(times_done(workspace, stage).values()) + self._draw.randint(1, self._most)
+        wait_until(lambda: sum(times_done(workspace, stage).values()) >= wanted, alive)
         time.sleep(self._draw.uniform(0, 0.02))
 
 
@@ -174,33 +176,33 @@ def workers_of(pid: int, but: set[int]) -> list[psutil.Process]:
 
 def test_killed_workers(case: Case, tmp_path: Path) -> None:
     """SIGKILL of a worker, again and again, in each stage: others are started and go on."""
-    place = Workspace(tmp_path / "image")
+    workspace = Workspace(tmp_path / "image")
     others = {child.pid for child in psutil.Process().children()}
     for stage in ("ingest", "split", "predict", "stitch"):
-        running = threading.Thread(target=run_stage, args=(stage, case, place, TWO_CORES))
+        running = threading.Thread(target=run_stage, args=(stage, case, workspace, TWO_CORES))
         running.start()
         moments = Moments(f"worker {stage}", most_blocks=12)
         for _ in range(case.kills if stage in STAGES else 0):
-            moments.wait(place, stage, running.is_alive)
+            moments.wait(workspace, stage, running.is_alive)
             while not (found := workers_of(os.getpid(), others)):
                 assert running.is_alive(), "the stage ended before it could be disturbed"
             found[0].kill()
         running.join()
-    assert_undisturbed(place, case)
+    assert_undisturbed(workspace, case)
 
 
 def test_killed_stages(case: Case, tmp_path: Path) -> None:
     """SIGKILL of a stage's process, in which its scheduler lives, again and again in each."""
-    place = Workspace(tmp_path / "image")
+    workspace = Workspace(tmp_path / "image")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["test_faults"])
     for stage in ("ingest", "split", "predict", "stitch"):
-        arguments = (stage, case, place, ONE_CORE)
+        arguments = (stage, case, workspace, ONE_CORE)
         moments = Moments(f"stage {stage}", most_blocks=12)
         for _ in range(case.kills if stage in STAGES else 0):
             running = context.Process(target=run_stage, args=arguments)
             running.start()
-            moments.wait(place, stage, running.is_alive)
+            moments.wait(workspace, stage, running.is_alive)
             workers = workers_of(running.pid, but=set())
             running.kill()
             running.join()
@@ -210,7 +212,7 @@ def test_killed_stages(case: Case, tmp_path: Path) -> None:
         running.start()
         running.join()
         assert running.exitcode == 0
-    assert_undisturbed(place, case)
+    assert_undisturbed(workspace, case)
 
 
 def test_killed_workflows(case: Case, tmp_path: Path) -> None:
@@ -227,7 +229,7 @@ def test_killed_workflows(case: Case, tmp_path: Path) -> None:
         *("--snakefile", str(REPOSITORY / "workflow" / "Snakefile"), "--cores", "1"),
         *("--directory", str(tmp_path), "--rerun-incomplete", "--nolock", "--quiet"),
     ]
-    place = Workspace(tmp_path / "results" / "image")
+    workspace = Workspace(tmp_path / "results" / "image")
     draw, log = random.Random("workflow"), tmp_path / "logs" / "image" / "ingest.log"
     for stage in STAGES:
         moments = Moments(f"workflow {stage}", most_blocks=18)
@@ -241,20 +243,22 @@ def test_killed_workflows(case: Case, tmp_path: Path) -> None:
                 wait_until(log.exists, alive)
                 time.sleep(draw.uniform(0, 0.6))
             else:
-                moments.wait(place, stage, alive)
+                moments.wait(workspace, stage, alive)
             os.killpg(running.pid, signal.SIGKILL)
             running.wait()
             if stage == "ingest":
-                assert not place.manifest("ingest").exists(), "ingest ended before it was killed"
+                assert not workspace.manifest("ingest").exists(), (
+                    "ingest ended before it was killed"
+                )
                 log.unlink()
     subprocess.run(command, check=True, capture_output=True)
-    probabilities = {n: c for n, c in stores(place).items() if n.startswith("probabilities")}
-    expected = {n: c for n, c in stores(case.place).items() if n.startswith("probabilities")}
+    probabilities = {n: c for n, c in stores(workspace).items() if n.startswith("probabilities")}
+    expected = {n: c for n, c in stores(case.workspace).items() if n.startswith("probabilities")}
     assert probabilities == expected
-    masks = [files_in(each.result / stitch.MASK / "0") for each in (place, case.place)]
+    masks = [files_in(each.result / stitch.MASK / "0") for each in (workspace, case.workspace)]
     assert masks[0] == masks[1]
-    assert set(times_done(place, "predict").values()) == {1}
-    assert not list(place.root.rglob("*.partial"))
+    assert set(times_done(workspace, "predict").values()) == {1}
+    assert not list(workspace.root.rglob("*.partial"))
 
 
 # --- Workers that are wrong, hang, or cannot start ------------------------------------------------
@@ -419,30 +423,30 @@ def test_bad_input_in_some_blocks_is_named_and_the_others_finish(
 
 def test_a_lost_scheduler_is_told(case: Case, tmp_path: Path) -> None:
     """SIGKILL of a scheduler that was there before; with another the run goes on."""
-    place = Workspace(tmp_path / "image")
-    shutil.copytree(case.place.root, place.root)
-    shutil.rmtree(next((place.root / "work").glob("predict-*")))
+    workspace = Workspace(tmp_path / "image")
+    shutil.copytree(case.workspace.root, workspace.root)
+    shutil.rmtree(next((workspace.root / "work").glob("predict-*")))
     # The shared workers made the copy's plan; only the paths in its manifest have to be its own.
     with dask.config.set({"distributed.comm.timeouts.connect": "2s"}):
         with started_scheduler(tmp_path) as (scheduler, address):
             machines = Machines.for_network(address, (), 1)
-            killer = threading.Thread(target=kill_when_some_are_done, args=(place, scheduler))
+            killer = threading.Thread(target=kill_when_some_are_done, args=(workspace, scheduler))
             killer.start()
             with pytest.raises(RunError, match="Dask scheduler to stay"):
-                run_stage("predict", case, place, machines)
+                run_stage("predict", case, workspace, machines)
             killer.join()
-        already = times_done(place, "predict")
+        already = times_done(workspace, "predict")
         assert 0 < len(already) < case.blocks
         with started_scheduler(tmp_path) as (_, address):
-            run_stage("predict", case, place, Machines.for_network(address, (), 1))
-    assert set(times_done(place, "predict").values()) == {1}
-    (found,) = (place.root / "work").glob("predict-*/probabilities.ome.zarr")
-    (expected,) = (case.place.root / "work").glob("predict-*/probabilities.ome.zarr")
+            run_stage("predict", case, workspace, Machines.for_network(address, (), 1))
+    assert set(times_done(workspace, "predict").values()) == {1}
+    (found,) = (workspace.root / "work").glob("predict-*/probabilities.ome.zarr")
+    (expected,) = (case.workspace.root / "work").glob("predict-*/probabilities.ome.zarr")
     assert files_in(found) == files_in(expected)
 
 
-def kill_when_some_are_done(place: Workspace, scheduler: subprocess.Popen[bytes]) -> None:
-    wait_until(lambda: len(times_done(place, "predict")) > 5, lambda: scheduler.poll() is None)
+def kill_when_some_are_done(workspace: Workspace, scheduler: subprocess.Popen[bytes]) -> None:
+    wait_until(lambda: len(times_done(workspace, "predict")) > 5, lambda: scheduler.poll() is None)
     scheduler.kill()
 
 
@@ -473,13 +477,13 @@ def started_scheduler(folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], s
 # --- Two runs at once -----------------------------------------------------------------------------
 
 
-def claim_elsewhere(place: Workspace, blocks: str = "None") -> subprocess.Popen[str]:
+def claim_elsewhere(workspace: Workspace, blocks: str = "None") -> subprocess.Popen[str]:
     """Another process that works on an image, or on some of its blocks."""
     code = f"""if True:
         import sys, time
         from pathlib import Path
         from unet.storage.workspace import Workspace
-        with Workspace(Path({str(place.root)!r})).lock({blocks}):
+        with Workspace(Path({str(workspace.root)!r})).lock({blocks}):
             print("claimed", flush=True)
             time.sleep(600)"""
     other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
@@ -492,19 +496,19 @@ def test_a_second_run_of_an_output_is_refused(
     case: Case, machines: Machines, tmp_path: Path
 ) -> None:
     """Also by a process that its killed Snakemake left behind; it is free when that has ended."""
-    place = Workspace(tmp_path / "image")
-    shutil.copytree(case.place.root, place.root)
-    before = files_in(place.root)
-    with claim_elsewhere(place, f"range({case.blocks - 20}, {case.blocks})") as other:
+    workspace = Workspace(tmp_path / "image")
+    shutil.copytree(case.workspace.root, workspace.root)
+    before = files_in(workspace.root)
+    with claim_elsewhere(workspace, f"range({case.blocks - 20}, {case.blocks})") as other:
         for stage in ("ingest", "split", "predict", "stitch"):
             with pytest.raises(RunError, match=r"no other run of .*image, but a process is"):
-                run_stage(stage, case, place, machines)
-        assert files_in(place.root) == before
-        with place.lock(range(case.blocks - 20)):
+                run_stage(stage, case, workspace, machines)
+        assert files_in(workspace.root) == before
+        with workspace.lock(range(case.blocks - 20)):
             pass  # the other slabs of a run do not exclude each other
         other.kill()
         other.wait()
-        run_stage("stitch", case, place, machines)
+        run_stage("stitch", case, workspace, machines)
 
 
 # --- Room -----------------------------------------------------------------------------------------
@@ -513,9 +517,9 @@ def test_a_second_run_of_an_output_is_refused(
 def test_too_little_room_is_told_before_anything_is_written(
     case: Case, machines: Machines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place = Workspace(tmp_path / "image")
-    shutil.copytree(case.place.root, place.root)
-    shutil.rmtree(next((place.root / "work").glob("predict-*")))
+    workspace = Workspace(tmp_path / "image")
+    shutil.copytree(case.workspace.root, workspace.root)
+    shutil.rmtree(next((workspace.root / "work").glob("predict-*")))
     free = case.blocks * BLOCK * BLOCK - 1  # less than a quarter of the probabilities
     monkeypatch.setattr(
         disk_space.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, free)
@@ -524,8 +528,8 @@ def test_too_little_room_is_told_before_anything_is_written(
         with pytest.raises(
             RunError, match=r"Expected enough free space .* GB before they are compressed, and"
         ):
-            run_stage(stage, case, place, machines)
-    assert not times_done(place, "predict")
+            run_stage(stage, case, workspace, machines)
+    assert not times_done(workspace, "predict")
 
 
 def test_a_disk_that_becomes_read_only(case: Case, machines: Machines, tmp_path: Path) -> None:
@@ -533,19 +537,19 @@ def test_a_disk_that_becomes_read_only(case: Case, machines: Machines, tmp_path:
     disk = tmp_path / "disk"
     disk.mkdir()
     with small_disk(disk, "16m"):
-        place = Workspace(disk / "image")
-        run_stage("ingest", case, place, machines)
-        run_stage("split", case, place, machines)
-        before = files_in(place.root)
+        workspace = Workspace(disk / "image")
+        run_stage("ingest", case, workspace, machines)
+        run_stage("split", case, workspace, machines)
+        before = files_in(workspace.root)
         subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
         with pytest.raises(OSError, match="Read-only") as raised:
-            run_stage("predict", case, place, machines)
+            run_stage("predict", case, workspace, machines)
         assert re.search("allowed to write", str(to_user_error(raised.value)))
-        assert files_in(place.root) == before
+        assert files_in(workspace.root) == before
         subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
-        run_stage("predict", case, place, machines)
-        run_stage("stitch", case, place, machines)
-        assert_undisturbed(place, case)
+        run_stage("predict", case, workspace, machines)
+        run_stage("stitch", case, workspace, machines)
+        assert_undisturbed(workspace, case)
 
 
 def test_a_quota_ends_the_run_as_a_full_disk_does(machines: Machines, tmp_path: Path) -> None:
@@ -565,19 +569,19 @@ def test_a_quota_ends_the_run_as_a_full_disk_does(machines: Machines, tmp_path: 
 def test_only_what_depends_on_a_change_is_made_again(
     case: Case, machines: Machines, make_model: ModelMaker, tmp_path: Path
 ) -> None:
-    place = Workspace(tmp_path / "image")
-    shutil.copytree(case.place.root, place.root)
-    work = place.root / "work"
+    workspace = Workspace(tmp_path / "image")
+    shutil.copytree(case.workspace.root, workspace.root)
+    work = workspace.root / "work"
 
     def kept(stage: str) -> list[tuple[Path, int]]:
         files = [path for path in work.glob(f"{stage}-*/*.ome.zarr/0/c/**/*") if path.is_file()]
         return [(path, path.stat().st_ino) for path in sorted(files)]
 
     copied, predicted = kept("ingest"), kept("predict")
-    stitch.run(place, StitchOptions(threshold=0.4), machines)
+    stitch.run(workspace, StitchOptions(threshold=0.4), machines)
     assert (kept("ingest"), kept("predict")) == (copied, predicted)
-    split.run(place, str(make_model(seed=7).folder), SMALL_BLOCKS, slabs=1)
-    run_stage("predict", replace(case, model=case.model), place, machines)
+    split.run(workspace, str(make_model(seed=7).folder), SMALL_BLOCKS, slabs=1)
+    run_stage("predict", replace(case, model=case.model), workspace, machines)
     assert kept("ingest") == copied
     assert set(predicted) < set(kept("predict"))
 

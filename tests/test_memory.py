@@ -61,17 +61,17 @@ def test_a_worker_holds_no_more_than_is_planned(case, make_model, tmp_path):
     pixels = noise if dtype == "float32" else (noise * np.iinfo(dtype).max).astype(dtype)
     tifffile.imwrite(tmp_path / "image.tif", pixels, tile=(256, 256), photometric="minisblack")
     source = SourceSpec(str(tmp_path / "image.tif"), axes=axes)
-    place = Workspace(tmp_path / "image")
+    workspace = Workspace(tmp_path / "image")
     with one_worker() as (machines, held):
-        ingest.run(source, place, machines)
+        ingest.run(source, workspace, machines)
         ingested = held()
     request = replace(SplitOptions(memory=GENEROUS), **asked)
-    plan = split.run(place, str(make_model(**network).folder), request, 1)
+    plan = split.run(workspace, str(make_model(**network).folder), request, 1)
     with one_worker() as (machines, held):
-        predict.run(place, 0, 1, machines, "cpu")
+        predict.run(workspace, 0, 1, machines, "cpu")
         predicted = held()
     with one_worker() as (machines, held):
-        stitch.run(place, EVERYTHING, machines)
+        stitch.run(workspace, EVERYTHING, machines)
         stitched = held()
     block = math.prod(plan.image.block) * len(plan.image.channel_names) * pixels.itemsize
     assert ingested <= mover_bytes(ALONE.threads, block)

@@ -56,17 +56,17 @@ def source(tmp_path_factory, pixels):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, source, tiny_model):
     """An undisturbed run in one slab: what all others are compared with."""
-    place = Workspace(tmp_path_factory.mktemp("undisturbed") / "image")
-    run_stages(source, tiny_model, place, **CUT)
-    return place
+    workspace = Workspace(tmp_path_factory.mktemp("undisturbed") / "image")
+    run_stages(source, tiny_model, workspace, **CUT)
+    return workspace
 
 
-def stores(place: Workspace) -> dict[str, bytes]:
+def stores(workspace: Workspace) -> dict[str, bytes]:
     """Every byte of the probabilities and of the result."""
-    (folder,) = (place.root / "work").glob("predict-*")
+    (folder,) = (workspace.root / "work").glob("predict-*")
     return {
         **files_in(folder / "probabilities.ome.zarr"),
-        **{f"result/{name}": content for name, content in files_in(place.result).items()},
+        **{f"result/{name}": content for name, content in files_in(workspace.result).items()},
     }
 
 
@@ -82,15 +82,15 @@ def test_dask_equals_the_untiled_reference(finished, pixels, tiny_model):
 
 
 def test_five_slabs_equal_one(finished, source, tiny_model, tmp_path):
-    place = Workspace(tmp_path / "image")
-    run_stages(source, tiny_model, place, slabs=5, **CUT)
-    assert stores(place) == stores(finished)
+    workspace = Workspace(tmp_path / "image")
+    run_stages(source, tiny_model, workspace, slabs=5, **CUT)
+    assert stores(workspace) == stores(finished)
 
 
 def test_other_windows_give_the_same_bytes(finished, source, tiny_model, tmp_path):
-    place = Workspace(tmp_path / "image")
-    run_stages(source, tiny_model, place, **{**CUT, "core": (16, 16)})
-    assert stores(place) == stores(finished)
+    workspace = Workspace(tmp_path / "image")
+    run_stages(source, tiny_model, workspace, **{**CUT, "core": (16, 16)})
+    assert stores(workspace) == stores(finished)
 
 
 def test_an_interrupted_run_goes_on_and_ends_in_the_same_bytes(
@@ -115,10 +115,10 @@ def test_an_interrupted_run_goes_on_and_ends_in_the_same_bytes(
         *("--snakefile", str(REPOSITORY / "workflow" / "Snakefile"), "--cores", "1"),
         *("--directory", str(tmp_path), "--rerun-incomplete"),
     ]
-    place = Workspace(tmp_path / "results" / "image")
+    workspace = Workspace(tmp_path / "results" / "image")
 
     def done() -> int:
-        shards = place.root.glob("work/predict-*/probabilities.ome.zarr/0/c/**/*")
+        shards = workspace.root.glob("work/predict-*/probabilities.ome.zarr/0/c/**/*")
         return sum(path.is_file() for path in shards)
 
     for wanted in (1, 5):
@@ -131,28 +131,28 @@ def test_an_interrupted_run_goes_on_and_ends_in_the_same_bytes(
         subprocess.run([*command, "--unlock"], check=True, capture_output=True)
     already = [
         block
-        for folder in place.root.glob("work/predict-*/ledger")
+        for folder in workspace.root.glob("work/predict-*/ledger")
         for block, _ in recorded(folder)
     ]
     subprocess.run(command, check=True, capture_output=True)
-    (ledger,) = place.root.glob("work/predict-*/ledger")
+    (ledger,) = workspace.root.glob("work/predict-*/ledger")
     again = [block for block, _ in recorded(ledger)]
     assert again[: len(already)] == already
     assert sorted(again) == list(range(12)), "a finished block was computed again"
-    assert stores(place) == stores(finished)
-    assert not list(place.root.rglob("*.partial"))
+    assert stores(workspace) == stores(finished)
+    assert not list(workspace.root.rglob("*.partial"))
 
 
 def test_a_killed_worker_is_replaced_and_its_block_done_again(
     finished, source, tiny_model, tmp_path
 ):
-    place = Workspace(tmp_path / "image")
-    run_stages(source, tiny_model, place, **CUT)
-    (folder,) = place.root.glob("work/predict-*")
+    workspace = Workspace(tmp_path / "image")
+    run_stages(source, tiny_model, workspace, **CUT)
+    (folder,) = workspace.root.glob("work/predict-*")
     shutil.rmtree(folder)
-    plan = read_plan(place)
-    create_probabilities(plan, place)
-    job = predict.PredictJob("kill", plan, probabilities_array(plan, place), "cpu", 1)
+    plan = read_plan(workspace)
+    create_probabilities(plan, workspace)
+    job = predict.PredictJob("kill", plan, probabilities_array(plan, workspace), "cpu", 1)
     killed, recorded_blocks = [], []
 
     def record(block: int, _size: int) -> None:
@@ -168,44 +168,44 @@ def test_a_killed_worker_is_replaced_and_its_block_done_again(
     assert sorted(recorded_blocks) == list(range(plan.blocks))
     # As stitch does: the worker was killed while it wrote.
     store.delete_partial_files(folder / "probabilities.ome.zarr")
-    assert stores(place) == stores(finished)
+    assert stores(workspace) == stores(finished)
 
 
 def test_a_hole_is_an_error_that_names_it_and_the_result_stays(source, tiny_model, tmp_path):
-    place = Workspace(tmp_path / "image")
-    plan = run_stages(source, tiny_model, place, **CUT)
-    before = files_in(place.result)
-    open_probabilities(plan, place).array.shard_file(7).unlink()
+    workspace = Workspace(tmp_path / "image")
+    plan = run_stages(source, tiny_model, workspace, **CUT)
+    before = files_in(workspace.result)
+    open_probabilities(plan, workspace).array.shard_file(7).unlink()
     with pytest.raises(
         StoreError, match=r"1 are missing.*block 7 \(0:1 x 0:1 x 64:128 x 192:210\)"
     ):
-        stitch.run(place, StitchOptions(threshold=0.4), ONE_CORE)
-    assert files_in(place.result) == before
-    predict.run(place, 0, 1, ONE_CORE, "cpu")
-    stitch.run(place, StitchOptions(), ONE_CORE)
-    assert files_in(place.result) == before
+        stitch.run(workspace, StitchOptions(threshold=0.4), ONE_CORE)
+    assert files_in(workspace.result) == before
+    predict.run(workspace, 0, 1, ONE_CORE, "cpu")
+    stitch.run(workspace, StitchOptions(), ONE_CORE)
+    assert files_in(workspace.result) == before
 
 
 def test_a_flipped_bit_is_found(source, tiny_model, tmp_path):
-    place = Workspace(tmp_path / "image")
-    plan = run_stages(source, tiny_model, place, **CUT)
-    file = open_probabilities(plan, place).array.shard_file(3)
+    workspace = Workspace(tmp_path / "image")
+    plan = run_stages(source, tiny_model, workspace, **CUT)
+    file = open_probabilities(plan, workspace).array.shard_file(3)
     content = bytearray(file.read_bytes())
     content[100] ^= 1
     file.write_bytes(content)
     with pytest.raises(StoreError, match="damaged"):
-        stitch.run(place, StitchOptions(threshold=0.4), ONE_CORE)
+        stitch.run(workspace, StitchOptions(threshold=0.4), ONE_CORE)
 
 
 def test_changed_weights_never_meet_the_old_blocks(source, make_model, tmp_path):
-    place = Workspace(tmp_path / "image")
+    workspace = Workspace(tmp_path / "image")
     first, second = make_model(seed=1), make_model(seed=2)
-    run_stages(source, first, place, **CUT)
-    one = files_in(place.result)
-    run_stages(source, second, place, **CUT)
-    assert files_in(place.result) != one
-    run_stages(source, first, place, **CUT)
-    assert files_in(place.result) == one
+    run_stages(source, first, workspace, **CUT)
+    one = files_in(workspace.result)
+    run_stages(source, second, workspace, **CUT)
+    assert files_in(workspace.result) != one
+    run_stages(source, first, workspace, **CUT)
+    assert files_in(workspace.result) == one
 
 
 def test_the_result_is_a_valid_ome_zarr(finished):
@@ -223,9 +223,9 @@ def test_the_result_holds_the_image_and_both_pyramids(make_model, tmp_path):
     pixels = picture(3, 1100, 530)
     path = tmp_path / "rgb.tif"
     tifffile.imwrite(path, pixels, photometric="rgb", planarconfig="separate")
-    place = Workspace(tmp_path / "rgb")
-    run_stages(SourceSpec(str(path)), make_model(in_channels=3), place)
-    group = zarr.open_group(place.result, mode="r")
+    workspace = Workspace(tmp_path / "rgb")
+    run_stages(SourceSpec(str(path)), make_model(in_channels=3), workspace)
+    group = zarr.open_group(workspace.result, mode="r")
     assert np.array_equal(group["0"][...], pixels)
     halved = pixels[:, :1100].astype(int).reshape(3, 550, 2, 265, 2)
     assert np.array_equal(group["1"][...], (halved.sum(axis=(2, 4)) + 2) // 4)
@@ -243,9 +243,9 @@ def test_one_bright_pixel_does_not_leave_the_others_black(machines, tmp_path):
     pixels = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64)
     pixels[0, 0] = 60_000
     tifffile.imwrite(tmp_path / "image.tif", pixels)
-    place = Workspace(tmp_path / "image")
-    ingest.run(SourceSpec(str(tmp_path / "image.tif")), place, machines)
-    image = read_manifest(place.manifest("ingest"), ingest.IngestManifest).image
+    workspace = Workspace(tmp_path / "image")
+    ingest.run(SourceSpec(str(tmp_path / "image.tif")), workspace, machines)
+    image = read_manifest(workspace.manifest("ingest"), ingest.IngestManifest).image
     assert image.data_range == (1, 60_000)
     assert image.contrast_limits == ((5, 4092),)  # the 5th and the 4092nd of 4096 values
     attributes = ome.multiscales("i", "yx", {}, [(1, 1, 1, 1)], "mean")
@@ -279,9 +279,9 @@ def test_a_result_lies_where_its_source_lies(pixels, tiny_model, machines, tmp_p
     }
     zarr.create_group(path, attributes={"ome": {"version": "0.5", "multiscales": [placed]}})
     zarr.create_array(path / "half", data=pixels, chunks=(64, 64))
-    place = Workspace(tmp_path / "image")
-    run_stages(SourceSpec(str(path), level=1), tiny_model, place, machines=machines, **CUT)
-    for group in (place.result, place.result / "labels/mask"):
+    workspace = Workspace(tmp_path / "image")
+    run_stages(SourceSpec(str(path), level=1), tiny_model, workspace, machines=machines, **CUT)
+    for group in (workspace.result, workspace.result / "labels/mask"):
         described = zarr.open_group(group, mode="r").attrs["ome"]["multiscales"][0]
         assert {axis["unit"] for axis in described["axes"]} == {"micrometer"}
         # 2 (1 i + 10.5) + 1 and 2 (1 i + 20.5) for pixel i
@@ -303,56 +303,56 @@ def test_what_an_error_advises_makes_a_damaged_store_whole(
     array, finished, source, tiny_model, machines, tmp_path
 ):
     """Where a store's own description is damaged, which no checksum of a shard can mend."""
-    place = Workspace(tmp_path / "image")
-    run_stages(source, tiny_model, place, machines=machines, **CUT)
-    (damaged,) = place.root.glob(array)
+    workspace = Workspace(tmp_path / "image")
+    run_stages(source, tiny_model, workspace, machines=machines, **CUT)
+    (damaged,) = workspace.root.glob(array)
     (damaged / "zarr.json").write_text("{")
     advised = r"zarr\.json is damaged: delete the folder that ends with \.ome\.zarr, and run again"
     with pytest.raises(StoreError, match=advised):
-        run_stages(source, tiny_model, place, machines=machines, **CUT)
+        run_stages(source, tiny_model, workspace, machines=machines, **CUT)
     shutil.rmtree(next(f for f in damaged.parents if f.name.endswith(".ome.zarr")))
-    run_stages(source, tiny_model, place, machines=machines, **CUT)
-    assert stores(place) == stores(finished)
+    run_stages(source, tiny_model, workspace, machines=machines, **CUT)
+    assert stores(workspace) == stores(finished)
 
 
 def test_a_damaged_shard_before_there_is_a_result_is_named(
     finished, source, tiny_model, machines, tmp_path
 ):
     """`verify` needs a result: so the error names the file, and what to do with it mends it."""
-    place = Workspace(tmp_path / "image")
-    plan = run_stages(source, tiny_model, place, machines=machines, **CUT)
-    shutil.rmtree(place.result)
-    shutil.rmtree(next(place.root.glob("work/stitch-*")))
-    shard = open_probabilities(plan, place).array.shard_file(4)
+    workspace = Workspace(tmp_path / "image")
+    plan = run_stages(source, tiny_model, workspace, machines=machines, **CUT)
+    shutil.rmtree(workspace.result)
+    shutil.rmtree(next(workspace.root.glob("work/stitch-*")))
+    shard = open_probabilities(plan, workspace).array.shard_file(4)
     content = bytearray(shard.read_bytes())
     content[len(content) // 3] ^= 1
     shard.write_bytes(content)
     with pytest.raises(StoreError, match=rf"delete the file \({shard},.*--forcerun predict"):
-        stitch.run(place, StitchOptions(), machines)
+        stitch.run(workspace, StitchOptions(), machines)
     shard.unlink()
-    run_stages(source, tiny_model, place, machines=machines, **CUT)
-    assert stores(place) == stores(finished)
+    run_stages(source, tiny_model, workspace, machines=machines, **CUT)
+    assert stores(workspace) == stores(finished)
 
 
 def test_a_zarr_source_is_read_in_place(source, pixels, finished, tiny_model, tmp_path):
     path = tmp_path / "own.zarr"
     zarr.create_array(path, data=pixels, chunks=(50, 70), zarr_format=2)
     before = files_in(path)
-    place = Workspace(tmp_path / "image")
-    run_stages(SourceSpec(str(path), pixel_size=source.pixel_size), tiny_model, place, **CUT)
-    assert not list((place.root / "work").glob("ingest-*"))
+    workspace = Workspace(tmp_path / "image")
+    run_stages(SourceSpec(str(path), pixel_size=source.pixel_size), tiny_model, workspace, **CUT)
+    assert not list((workspace.root / "work").glob("ingest-*"))
     assert files_in(path) == before
-    mask = zarr.open_array(place.result / "labels/mask/0", mode="r")[...]
+    mask = zarr.open_array(workspace.result / "labels/mask/0", mode="r")[...]
     expected = zarr.open_array(finished.result / "labels/mask/0", mode="r")[...]
     assert np.array_equal(mask, expected)
-    assert np.array_equal(zarr.open_array(place.result / "0", mode="r")[...], pixels)
+    assert np.array_equal(zarr.open_array(workspace.result / "0", mode="r")[...], pixels)
 
 
 def test_the_mask_can_be_had_without_the_image(source, tiny_model, tmp_path):
-    place = Workspace(tmp_path / "image")
-    run_stages(source, tiny_model, place, choice=StitchOptions(image=False), **CUT)
-    assert sorted(zarr.open_group(place.result, mode="r").group_keys()) == ["labels"]
-    ImageLabel.from_zarr(zarr.open_group(place.result / "labels/mask", mode="r"))
+    workspace = Workspace(tmp_path / "image")
+    run_stages(source, tiny_model, workspace, choice=StitchOptions(image=False), **CUT)
+    assert sorted(zarr.open_group(workspace.result, mode="r").group_keys()) == ["labels"]
+    ImageLabel.from_zarr(zarr.open_group(workspace.result / "labels/mask", mode="r"))
 
 
 def test_a_block_that_always_fails_is_named_and_the_others_finish():
@@ -378,59 +378,59 @@ def test_a_block_that_always_fails_is_named_and_the_others_finish():
 
 def test_manifests_of_equal_runs_are_equal(finished, source, tiny_model, tmp_path):
     """So that Snakemake does not run what depends on them again."""
-    place = Workspace(tmp_path / "image")
-    run_stages(source, tiny_model, place, **CUT)
-    one, two = (json.loads(p.manifest("split").read_text()) for p in (finished, place))
+    workspace = Workspace(tmp_path / "image")
+    run_stages(source, tiny_model, workspace, **CUT)
+    one, two = (json.loads(p.manifest("split").read_text()) for p in (finished, workspace))
     assert one["fingerprint"] == two["fingerprint"]
-    before = place.manifest("split").read_bytes()
-    run_stages(source, tiny_model, place, **CUT)
-    assert place.manifest("split").read_bytes() == before
+    before = workspace.manifest("split").read_bytes()
+    run_stages(source, tiny_model, workspace, **CUT)
+    assert workspace.manifest("split").read_bytes() == before
 
 
 def test_slabs_may_start_at_the_same_time(source, tiny_model, finished, tmp_path):
     """Four processes open the stores of a run that split did not make, all at once."""
-    place = Workspace(tmp_path / "image")
-    ingest.run(source, place, ONE_CORE)
-    plan = split.run(place, str(tiny_model.folder), SplitOptions(memory=GENEROUS, **CUT), 4)
+    workspace = Workspace(tmp_path / "image")
+    ingest.run(source, workspace, ONE_CORE)
+    plan = split.run(workspace, str(tiny_model.folder), SplitOptions(memory=GENEROUS, **CUT), 4)
     for _ in range(5):
-        shutil.rmtree(place.root / "work" / f"predict-{plan.fingerprint}")
+        shutil.rmtree(workspace.root / "work" / f"predict-{plan.fingerprint}")
         code = f"""if True:
             from pathlib import Path
             from unet.stages.manifests import read_plan
             from unet.stages.probabilities import create_probabilities
             from unet.storage.workspace import Workspace
-            place = Workspace(Path({str(place.root)!r}))
-            create_probabilities(read_plan(place), place)"""
+            workspace = Workspace(Path({str(workspace.root)!r}))
+            create_probabilities(read_plan(workspace), workspace)"""
         started = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(4)]
         assert [process.wait() for process in started] == [0, 0, 0, 0]
     for slab in range(4):
-        predict.run(place, slab, 4, ONE_CORE, "cpu")
-    stitch.run(place, StitchOptions(), ONE_CORE)
-    assert stores(place) == stores(finished)
+        predict.run(workspace, slab, 4, ONE_CORE, "cpu")
+    stitch.run(workspace, StitchOptions(), ONE_CORE)
+    assert stores(workspace) == stores(finished)
 
 
 def test_an_image_that_lost_a_file_is_an_error(source, tiny_model, tmp_path):
     """Not a black square: of a store that this project wrote, every shard must be there."""
-    place = Workspace(tmp_path / "image")
-    run_stages(source, tiny_model, place, **CUT)
-    (image,) = (place.root / "work").glob("ingest-*/image.ome.zarr/0/c")
+    workspace = Workspace(tmp_path / "image")
+    run_stages(source, tiny_model, workspace, **CUT)
+    (image,) = (workspace.root / "work").glob("ingest-*/image.ome.zarr/0/c")
     next(path for path in image.rglob("*") if path.is_file()).unlink()
-    shutil.rmtree(next((place.root / "work").glob("predict-*")))
+    shutil.rmtree(next((workspace.root / "work").glob("predict-*")))
     with pytest.raises(StoreError, match=r"Expected the file .*image.ome.zarr.* found none"):
-        predict.run(place, 0, 1, ONE_CORE, "cpu")
+        predict.run(workspace, 0, 1, ONE_CORE, "cpu")
 
 
 def test_an_image_that_changes_under_a_run_is_an_error(pixels, tiny_model, tmp_path):
     """A Zarr that is read in place: blocks of two images must not mix."""
     path = tmp_path / "own.zarr"
     array = zarr.create_array(path, data=pixels, chunks=(50, 70))
-    place = Workspace(tmp_path / "image")
-    ingest.run(SourceSpec(str(path)), place, ONE_CORE)
-    split.run(place, str(tiny_model.folder), SplitOptions(memory=GENEROUS, **CUT), 2)
-    predict.run(place, 0, 2, ONE_CORE, "cpu")
+    workspace = Workspace(tmp_path / "image")
+    ingest.run(SourceSpec(str(path)), workspace, ONE_CORE)
+    split.run(workspace, str(tiny_model.folder), SplitOptions(memory=GENEROUS, **CUT), 2)
+    predict.run(workspace, 0, 2, ONE_CORE, "cpu")
     array[:50] = 0
     with pytest.raises(SourceError, match="changed since"):
-        predict.run(place, 1, 2, ONE_CORE, "cpu")
+        predict.run(workspace, 1, 2, ONE_CORE, "cpu")
 
 
 @pytest.mark.parametrize("channels", [(2, 1, 0), (1,), (0, 0, 2), (0, 2), (2, 1)])
@@ -447,18 +447,18 @@ def test_channels_of_a_zarr_are_read_in_the_order_asked_for(channels, tmp_path):
 
 
 def test_a_corrected_pixel_size_reaches_the_result(source, tiny_model, tmp_path):
-    place = Workspace(tmp_path / "image")
-    run_stages(source, tiny_model, place, **CUT)
+    workspace = Workspace(tmp_path / "image")
+    run_stages(source, tiny_model, workspace, **CUT)
     corrected = SourceSpec(source.path, pixel_size={"y": 0.25, "x": 0.25})
-    run_stages(corrected, tiny_model, place, **CUT)
-    (scales,) = zarr.open_group(place.result, mode="r").attrs["ome"]["multiscales"]
+    run_stages(corrected, tiny_model, workspace, **CUT)
+    (scales,) = zarr.open_group(workspace.result, mode="r").attrs["ome"]["multiscales"]
     assert scales["datasets"][0]["coordinateTransformations"][0]["scale"] == [0.25, 0.25]
-    assert len(list((place.root / "work").glob("ingest-*"))) == 1
+    assert len(list((workspace.root / "work").glob("ingest-*"))) == 1
 
 
 def test_a_result_that_lost_a_file_is_made_again(finished, source, tiny_model, tmp_path):
-    place = Workspace(tmp_path / "image")
-    run_stages(source, tiny_model, place, **CUT)
-    (place.result / "labels/mask/0/c/1/1").unlink()
-    stitch.run(place, StitchOptions(), ONE_CORE)
-    assert stores(place) == stores(finished)
+    workspace = Workspace(tmp_path / "image")
+    run_stages(source, tiny_model, workspace, **CUT)
+    (workspace.result / "labels/mask/0/c/1/1").unlink()
+    stitch.run(workspace, StitchOptions(), ONE_CORE)
+    assert stores(workspace) == stores(finished)

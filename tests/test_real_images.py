@@ -21,38 +21,40 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def mask_of(place: Workspace):
-    return zarr.open_array(place.result / "labels/mask/0", mode="r")
+def mask_of(workspace: Workspace):
+    return zarr.open_array(workspace.result / "labels/mask/0", mode="r")
 
 
-def assert_equals_the_reference(place, model, axes):
+def assert_equals_the_reference(workspace, model, axes):
     """Mask and probabilities against one pass over the image as the result holds it."""
-    image = zarr.open_array(place.result / "0", mode="r")[...]
+    image = zarr.open_array(workspace.result / "0", mode="r")[...]
     expected = unet.predict(unet.load_model(model.folder), image, axes)[1]
-    assert np.array_equal(mask_of(place)[...], expected > 0.5)
+    assert np.array_equal(mask_of(workspace)[...], expected > 0.5)
     assert 0 < (expected > 0.5).mean() < 1
 
 
 def test_a_fluorescence_slide_at_level_2(make_model, tmp_path):
     """An NDPI whose nuclei are in its blue channel."""
-    place = Workspace(tmp_path / "ndpi")
+    workspace = Workspace(tmp_path / "ndpi")
     source = SourceSpec(str(DATA / "wsi" / "test3-DAPI.ndpi"), level=2, channels=("blue",))
     model = make_model(width=4)
-    plan = run_stages(source, model, place, shard=(512, 512), chunk=(256, 256))
+    plan = run_stages(source, model, workspace, shard=(512, 512), chunk=(256, 256))
     assert plan.image.shape == (1, 1, 1216, 992)
     assert plan.image.pixel_size["x"] == pytest.approx(0.912, abs=0.01)
-    assert_equals_the_reference(place, model, "cyx")
+    assert_equals_the_reference(workspace, model, "cyx")
 
 
 def test_an_ome_zarr_of_version_04(make_model, tmp_path):
     folder = DATA / "ome_zarr" / "xyz_8bit__mitotic_plate_calibrated.ome.zarr"
-    place = Workspace(tmp_path / "plate")
+    workspace = Workspace(tmp_path / "plate")
     model = make_model(width=4)
-    plan = run_stages(SourceSpec(str(folder)), model, place, shard=(2, 128, 128), chunk=(64, 64))
+    plan = run_stages(
+        SourceSpec(str(folder)), model, workspace, shard=(2, 128, 128), chunk=(64, 64)
+    )
     assert plan.image.shape == (1, 6, 263, 263)
     assert plan.image.pixel_size["z"] == 3.0
     assert not plan.image.copied
-    assert_equals_the_reference(place, model, "tczyx")
+    assert_equals_the_reference(workspace, model, "tczyx")
 
 
 def test_the_stack_of_the_demo_is_segmented_well():

@@ -151,9 +151,9 @@ def source(tmp_path_factory, pixels):
 @pytest.fixture(scope="module")
 def on_disk(tmp_path_factory, source, tiny_model, machines):
     """An undisturbed run on the disk: what all others are compared with."""
-    place = Workspace(tmp_path_factory.mktemp("disk") / "image")
-    run_stages(source, tiny_model, place, machines=machines, **CUT)
-    return place
+    workspace = Workspace(tmp_path_factory.mktemp("disk") / "image")
+    run_stages(source, tiny_model, workspace, machines=machines, **CUT)
+    return workspace
 
 
 def objects_in(folder: Any) -> dict[str, bytes]:
@@ -166,11 +166,11 @@ def upload(folder: Path, target: RemotePath) -> RemotePath:
     return target
 
 
-def stores(place: Workspace) -> dict[str, bytes]:
+def stores(workspace: Workspace) -> dict[str, bytes]:
     """Every byte of the ingested image, the probabilities and the result, wherever they lie."""
-    result = locate(read_manifest(place.manifest("stitch"), stitch.StitchManifest).result)
+    result = locate(read_manifest(workspace.manifest("stitch"), stitch.StitchManifest).result)
     found = {f"result/{name}": content for name, content in objects_in(result).items()}
-    for name, content in objects_in(place.home / "work").items():
+    for name, content in objects_in(workspace.home / "work").items():
         folder, _, rest = name.partition("/")
         if folder.startswith(("ingest", "predict")) and not rest.startswith(
             ("ledger", "self_test")
@@ -270,7 +270,7 @@ def test_a_web_server_that_serves_no_parts_of_files_is_an_error(formats):
     ) as web:
         try:
             (port,) = re.findall(r"port (\d+)", web.stdout.readline())
-            with pytest.raises(ServerError, match="serves them whole only"):
+            with pytest.raises(ServerError, match="serves only whole files"):
                 open_source(SourceSpec(f"http://127.0.0.1:{port}/tiled.tif"))
             with pytest.raises(SourceError, match="does not exist: its server has no such file"):
                 open_source(SourceSpec(f"http://127.0.0.1:{port}/no.zarr"))
@@ -306,16 +306,16 @@ def test_a_zarr_on_s3_is_read_in_place(
     zarr.create_array(tmp_path / "own.zarr", data=pixels, chunks=(50, 70), zarr_format=2)
     image = upload(tmp_path / "own.zarr", bucket / "own.zarr")
     before = objects_in(bucket)
-    place = Workspace(tmp_path / "image")
+    workspace = Workspace(tmp_path / "image")
     spec = SourceSpec(str(image), pixel_size=source.pixel_size)
-    run_stages(spec, tiny_model, place, machines=machines, **CUT)
+    run_stages(spec, tiny_model, workspace, machines=machines, **CUT)
     assert objects_in(bucket) == before
-    assert not list((place.root / "work").glob("ingest-*"))
-    assert files_in(place.result / "labels") == files_in(on_disk.result / "labels")
-    assert np.array_equal(zarr.open_array(place.result / "0", mode="r")[...], pixels)
+    assert not list((workspace.root / "work").glob("ingest-*"))
+    assert files_in(workspace.result / "labels") == files_in(on_disk.result / "labels")
+    assert np.array_equal(zarr.open_array(workspace.result / "0", mode="r")[...], pixels)
     (image / "0.1").write_bytes((image / "0.0").read_bytes())
     with pytest.raises(SourceError, match="changed since"):
-        predict.run(place, 0, 1, machines, "cpu")
+        predict.run(workspace, 0, 1, machines, "cpu")
 
 
 # --- Writing --------------------------------------------------------------------------------------
@@ -326,18 +326,18 @@ def test_a_run_on_s3_gives_the_same_bytes_as_one_on_the_disk(
 ):
     """From S3 to S3: the copy of the image, the probabilities, the result; manifests stay here."""
     (bucket / "raw" / "image.tif").write_bytes(Path(source.path).read_bytes())
-    place = on_s3(bucket, tmp_path)
+    workspace = on_s3(bucket, tmp_path)
     spec = SourceSpec(f"{bucket}/raw/image.tif", pixel_size=source.pixel_size)
-    run_stages(spec, tiny_model, place, machines=machines, slabs=2, **CUT)
+    run_stages(spec, tiny_model, workspace, machines=machines, slabs=2, **CUT)
     wanted = {re.sub("^(ingest)-[0-9a-f]+", r"\1", n): c for n, c in stores(on_disk).items()}
-    found = {re.sub("^(ingest)-[0-9a-f]+", r"\1", n): c for n, c in stores(place).items()}
+    found = {re.sub("^(ingest)-[0-9a-f]+", r"\1", n): c for n, c in stores(workspace).items()}
     assert found == wanted
     assert len(wanted) > 30
-    here = {name.split("/")[0] for name in files_in(place.root)}
+    here = {name.split("/")[0] for name in files_in(workspace.root)}
     assert here == {"ingest.json", "histograms.npy", "split.json", "predict", "stitch.json", "work"}
-    assert_only_records(place.root / "work")
+    assert_only_records(workspace.root / "work")
     before = objects_in(bucket)
-    run_stages(spec, tiny_model, place, machines=machines, slabs=2, **CUT)
+    run_stages(spec, tiny_model, workspace, machines=machines, slabs=2, **CUT)
     assert objects_in(bucket) == before
 
 
@@ -392,41 +392,41 @@ def test_an_image_is_never_copied_into_a_bucket_of_another_name():
 
 
 def test_stores_may_lie_on_another_disk(on_disk, source, tiny_model, machines, tmp_path):
-    place = Workspace(tmp_path / "here" / "image", str(tmp_path / "there"))
-    run_stages(source, tiny_model, place, machines=machines, **CUT)
-    assert place.result == tmp_path / "there" / "image" / "image.ome.zarr"
-    assert files_in(place.result) == files_in(on_disk.result)
-    assert_only_records(place.root / "work")
+    workspace = Workspace(tmp_path / "here" / "image", str(tmp_path / "there"))
+    run_stages(source, tiny_model, workspace, machines=machines, **CUT)
+    assert workspace.result == tmp_path / "there" / "image" / "image.ome.zarr"
+    assert files_in(workspace.result) == files_in(on_disk.result)
+    assert_only_records(workspace.root / "work")
 
 
 def test_a_hole_on_s3_is_an_error_and_only_its_block_is_done_again(
     bucket, source, tiny_model, machines, tmp_path
 ):
-    place = on_s3(bucket, tmp_path)
-    plan = run_stages(source, tiny_model, place, machines=machines, **CUT)
-    target = open_probabilities(plan, place)
-    before = stores(place)
+    workspace = on_s3(bucket, tmp_path)
+    plan = run_stages(source, tiny_model, workspace, machines=machines, **CUT)
+    target = open_probabilities(plan, workspace)
+    before = stores(workspace)
     target.array.shard_file(7).unlink(missing_ok=True)
     target.array.shard_file(3).write_bytes(b"cut short")
     with pytest.raises(StoreError, match=r"2 are missing or damaged: block 3 .*block 7 "):
-        stitch.run(place, StitchOptions(threshold=0.4), machines)
+        stitch.run(workspace, StitchOptions(threshold=0.4), machines)
     with pytest.raises(StoreError, match=r"Expected the file s3://.*found none"):
         target.array.read(plan.grid.box(7))
     recorded_before = list(recorded(target.ledger))
-    predict.run(place, 0, 1, machines, "cpu")
+    predict.run(workspace, 0, 1, machines, "cpu")
     again = [block for block, _ in recorded(target.ledger)][len(recorded_before) :]
     assert sorted(again) == [3, 7]
-    assert stores(place) == before
+    assert stores(workspace) == before
 
 
 def test_a_result_on_s3_is_whole_or_not_there(
     bucket, source, tiny_model, machines, tmp_path, monkeypatch
 ):
     """A reader never opens a part; a failed run and a later one leave the earlier result whole."""
-    place = on_s3(bucket, tmp_path)
-    run_stages(source, tiny_model, place, machines=machines, **CUT)
-    first, _ = place.built(
-        read_manifest(place.manifest("stitch"), stitch.StitchManifest).fingerprint
+    workspace = on_s3(bucket, tmp_path)
+    run_stages(source, tiny_model, workspace, machines=machines, **CUT)
+    first, _ = workspace.built(
+        read_manifest(workspace.manifest("stitch"), stitch.StitchManifest).fingerprint
     )
     before = objects_in(first)
     reader = opened(first, "labels/mask/0")
@@ -443,18 +443,18 @@ def test_a_result_on_s3_is_whole_or_not_there(
     with monkeypatch.context() as patch:
         patch.setattr(stitch, "write_attributes", fail_at_the_root)
         with pytest.raises(RuntimeError, match="killed before the end"):
-            stitch.run(place, choice, machines)
+            stitch.run(workspace, choice, machines)
     (second,) = {
         name.split("/")[0]
-        for name in objects_in(place.home)
+        for name in objects_in(workspace.home)
         if name.startswith("stitch-") and not name.startswith(first.parent.name)
     }
-    unfinished = place.home / second / "image.ome.zarr"
+    unfinished = workspace.home / second / "image.ome.zarr"
     assert (unfinished / "labels/mask/0/zarr.json").exists()
     with pytest.raises(FileNotFoundError):
         zarr.open_group(ObjectStore(unfinished.objects()), mode="r")
     assert objects_in(first) == before
-    stitch.run(place, choice, machines)
+    stitch.run(workspace, choice, machines)
     assert (
         zarr.open_group(ObjectStore(unfinished.objects()), mode="r").attrs["unet"]["run"] == second
     )
@@ -466,24 +466,24 @@ def test_a_result_on_s3_is_whole_or_not_there(
 def test_a_result_on_s3_that_lost_a_shard_is_made_whole(
     bucket, source, tiny_model, machines, tmp_path
 ):
-    place = on_s3(bucket, tmp_path)
-    run_stages(source, tiny_model, place, machines=machines, **CUT)
-    before = stores(place)
-    result = locate(read_manifest(place.manifest("stitch"), stitch.StitchManifest).result)
+    workspace = on_s3(bucket, tmp_path)
+    run_stages(source, tiny_model, workspace, machines=machines, **CUT)
+    before = stores(workspace)
+    result = locate(read_manifest(workspace.manifest("stitch"), stitch.StitchManifest).result)
     (result / "labels/mask/0/c/1/1").unlink(missing_ok=True)
-    stitch.run(place, StitchOptions(), machines)
-    assert stores(place) == before
+    stitch.run(workspace, StitchOptions(), machines)
+    assert stores(workspace) == before
 
 
 def test_a_run_on_s3_is_verified_and_what_is_damaged_is_made_again(
     bucket, source, tiny_model, machines, tmp_path
 ):
     """A flipped bit, a cut object and lost ones: of the copy, the probabilities and the result."""
-    place = on_s3(bucket, tmp_path)
-    plan = run_stages(source, tiny_model, place, machines=machines, **CUT)
-    before = stores(place)
-    target = open_probabilities(plan, place)
-    result = locate(read_manifest(place.manifest("stitch"), stitch.StitchManifest).result)
+    workspace = on_s3(bucket, tmp_path)
+    plan = run_stages(source, tiny_model, workspace, machines=machines, **CUT)
+    before = stores(workspace)
+    target = open_probabilities(plan, workspace)
+    result = locate(read_manifest(workspace.manifest("stitch"), stitch.StitchManifest).result)
     copy = locate(plan.image.store) / plan.image.array / "c/0/0"
     content = bytearray(copy.read_bytes())
     content[len(content) // 3] ^= 1
@@ -492,8 +492,8 @@ def test_a_run_on_s3_is_verified_and_what_is_damaged_is_made_again(
     target.array.shard_file(7).unlink(missing_ok=True)
     (result / "labels/mask/0/c/0/2").unlink(missing_ok=True)
     asked = verify.VerifyOptions(source, StitchOptions(), blocks=4)
-    verify.run(place, asked, verify.StageMachines(machines, machines, "cpu"))
-    proof = read_manifest(place.manifest("verify"), verify.VerifyManifest)
+    verify.run(workspace, asked, verify.StageMachines(machines, machines, "cpu"))
+    proof = read_manifest(workspace.manifest("verify"), verify.VerifyManifest)
     assert set(proof.made_again) == {
         *("image copy, block 0", "probabilities, block 3", "probabilities, block 7"),
         "mask level 0, block 2",
@@ -502,7 +502,7 @@ def test_a_run_on_s3_is_verified_and_what_is_damaged_is_made_again(
     assert proof.agreement.largest_difference == 0
     root = zarr.open_group(ObjectStore(result.objects()), mode="r")
     assert root.attrs["unet"]["verify"]["passed"]
-    after = stores(place)
+    after = stores(workspace)
     for found in (before, after):
         del found["result/zarr.json"]  # it holds the proof now
     assert after == before
@@ -511,15 +511,15 @@ def test_a_run_on_s3_is_verified_and_what_is_damaged_is_made_again(
 # --- Servers that are away, and what is told ------------------------------------------------------
 
 
-def nothing_was_begun(place: Workspace) -> bool:
-    return not place.root.exists()
+def nothing_was_begun(workspace: Workspace) -> bool:
+    return not workspace.root.exists()
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"AWS_SECRET_ACCESS_KEY": "Wrong/" + SECRET}, r"127.0.0.1:\d+ refused \(status 403\)"),
-        ({"AWS_ACCESS_KEY_ID": "wrong-" + KEY}, r"127.0.0.1:\d+ refused \(status 403\)"),
+        ({"AWS_SECRET_ACCESS_KEY": "Wrong/" + SECRET}, r"127.0.0.1:\d+ refused it \(status 403\)"),
+        ({"AWS_ACCESS_KEY_ID": "wrong-" + KEY}, r"127.0.0.1:\d+ refused it \(status 403\)"),
         ({"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, "answer from http://127.0.0.1:9 for s3://"),
         ({"AWS_ENDPOINT_URL": f"http://{KEY}:{SECRET}@h"}, "host in AWS_ENDPOINT_URL, and nothing"),
         ({"AWS_ENDPOINT_URL": f"http://{KEY}:x@h:9"}, "host in AWS_ENDPOINT_URL, and nothing"),
@@ -532,28 +532,28 @@ def test_each_trouble_with_a_server_has_its_sentence_before_anything_is_begun(
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("unet.storage.location.FIRST_PATIENCE", timedelta(seconds=0.5))
-    place = on_s3(bucket, tmp_path) if end == "output" else Workspace(tmp_path / "image")
+    workspace = on_s3(bucket, tmp_path) if end == "output" else Workspace(tmp_path / "image")
     spec = source if end == "output" else SourceSpec(f"{bucket}/image.tif")
     with pytest.raises(UserError, match=message) as refused:
-        ingest.run(spec, place, ONE_CORE)
+        ingest.run(spec, workspace, ONE_CORE)
     chain: BaseException | None = refused.value
     while chain is not None:
         assert KEY not in str(chain)
         assert SECRET not in str(chain)
         chain = chain.__cause__ or (None if chain.__suppress_context__ else chain.__context__)
-    assert nothing_was_begun(place)
+    assert nothing_was_begun(workspace)
 
 
 def test_a_missing_bucket_and_a_missing_object_have_a_sentence_each(bucket, source, tmp_path):
     missing = SourceSpec("s3://no-such-bucket/image.tif")
-    place = Workspace(tmp_path / "image")
+    workspace = Workspace(tmp_path / "image")
     with pytest.raises(ServerError, match="Expected the bucket of s3://no-such-bucket"):
-        ingest.run(missing, place, ONE_CORE)
+        ingest.run(missing, workspace, ONE_CORE)
     with pytest.raises(ServerError, match="Expected the bucket of s3://no-such-bucket/a/image"):
         ingest.run(source, Workspace(tmp_path / "image", "s3://no-such-bucket/a"), ONE_CORE)
     with pytest.raises(SourceError, match=r"no-image\.tif does not exist: its server has no such"):
-        ingest.run(SourceSpec(f"{bucket}/no-image.tif"), place, ONE_CORE)
-    assert nothing_was_begun(place)
+        ingest.run(SourceSpec(f"{bucket}/no-image.tif"), workspace, ONE_CORE)
+    assert nothing_was_begun(workspace)
 
 
 def test_keys_that_are_nowhere_are_asked_for(bucket, monkeypatch):
@@ -602,11 +602,11 @@ def test_a_run_rides_out_a_server_that_goes_and_comes_back(
     bucket, on_disk, s3, source, tiny_model, machines, tmp_path, monkeypatch
 ):
     """Killed without warning; what waits longer than it may is told, and nothing is lost."""
-    place = on_s3(bucket, tmp_path)
-    ingest.run(source, place, machines)
-    plan = split.run(place, str(tiny_model.folder), SplitOptions(memory=GENEROUS, **CUT), 1)
-    target = create_probabilities(plan, place)
-    array = probabilities_array(plan, place)
+    workspace = on_s3(bucket, tmp_path)
+    ingest.run(source, workspace, machines)
+    plan = split.run(workspace, str(tiny_model.folder), SplitOptions(memory=GENEROUS, **CUT), 1)
+    target = create_probabilities(plan, workspace)
+    array = probabilities_array(plan, workspace)
     do = predict.PredictJob("serial", plan, array, "cpu", threads=1).open()
     with Ledger(target.ledger, "serial") as ledger:
         for block in range(4):
@@ -616,14 +616,14 @@ def test_a_run_rides_out_a_server_that_goes_and_comes_back(
             patch.setattr(server, "PATIENCE", timedelta(seconds=0.5))
             server.client.cache_clear()
             with pytest.raises(ServerError, match=rf"http://127.0.0.1:{s3.port} for s3://"):
-                predict.run(place, 0, 1, machines, "cpu")
+                predict.run(workspace, 0, 1, machines, "cpu")
         server.client.cache_clear()
         back = threading.Thread(target=s3.run, args=("start-s3.sh",))
         back.start()
         for block in range(4, 8):
             ledger.add(block, do(block))
         back.join()
-    predict.run(place, 0, 1, machines, "cpu")
-    stitch.run(place, StitchOptions(), machines)
+    predict.run(workspace, 0, 1, machines, "cpu")
+    stitch.run(workspace, StitchOptions(), machines)
     assert sorted(block for block, _ in recorded(target.ledger)) == list(range(12))
-    assert stores(place) == stores(on_disk)
+    assert stores(workspace) == stores(on_disk)

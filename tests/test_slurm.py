@@ -98,28 +98,28 @@ def undisturbed(
     tmp_path_factory: pytest.TempPathFactory, source: Path, tiny_model: ModelSpec
 ) -> dict[str, bytes]:
     """The stores of a run of one slab in this machine's own workers."""
-    place = Workspace(tmp_path_factory.mktemp("undisturbed") / "image")
-    run_stages(SourceSpec(str(source)), tiny_model, place, **CUT)
-    return stores(place)
+    workspace = Workspace(tmp_path_factory.mktemp("undisturbed") / "image")
+    run_stages(SourceSpec(str(source)), tiny_model, workspace, **CUT)
+    return stores(workspace)
 
 
-def stores(place: Workspace) -> dict[str, bytes]:
+def stores(workspace: Workspace) -> dict[str, bytes]:
     """Every byte of the probabilities and of the result."""
-    (folder,) = (place.root / "work").glob("predict-*")
+    (folder,) = (workspace.root / "work").glob("predict-*")
     return {
         **files_in(folder / "probabilities.ome.zarr"),
-        **{f"result/{name}": content for name, content in files_in(place.result).items()},
+        **{f"result/{name}": content for name, content in files_in(workspace.result).items()},
     }
 
 
-def done(place: Workspace) -> list[int]:
+def done(workspace: Workspace) -> list[int]:
     """The blocks that were recorded as done, as often as they were."""
-    ledgers = place.root.glob("work/predict-*/ledger")
+    ledgers = workspace.root.glob("work/predict-*/ledger")
     return [block for ledger in ledgers for block, _ in recorded(ledger)]
 
 
 @pytest.fixture
-def place(tmp_path: Path, source: Path, tiny_model: ModelSpec) -> Workspace:
+def workspace(tmp_path: Path, source: Path, tiny_model: ModelSpec) -> Workspace:
     """Where a run of the workflow puts its results, with its configuration beside it."""
     configure(tmp_path, source, tiny_model, "cpu")
     return Workspace(tmp_path / "results" / "image")
@@ -196,7 +196,7 @@ def cut_power(slurm: Path, node: str) -> None:
 def test_four_slabs_have_a_gpu_each_and_outlive_what_slurm_does_to_jobs(
     slurm: Path,
     start: Start,
-    place: Workspace,
+    workspace: Workspace,
     undisturbed: dict[str, bytes],
     tmp_path: Path,
 ) -> None:
@@ -213,10 +213,12 @@ def test_four_slabs_have_a_gpu_each_and_outlive_what_slurm_does_to_jobs(
         PYTHONPATH=str(REPOSITORY / "tests" / "hold"),
     )
 
-    wait_until(lambda: run.poll() is not None or len(done(place)) == 8, "two blocks of each slab")
+    wait_until(
+        lambda: run.poll() is not None or len(done(workspace)) == 8, "two blocks of each slab"
+    )
     assert run.poll() is None, (tmp_path / "said.log").read_text()
     wait_until(lambda: len(list(hold.glob("*.held"))) == 4, "four blocks that are written")
-    assert len(list(place.root.rglob("*.partial"))) == 4
+    assert len(list(workspace.root.rglob("*.partial"))) == 4
 
     running = jobs()
     given = {
@@ -238,12 +240,12 @@ def test_four_slabs_have_a_gpu_each_and_outlive_what_slurm_does_to_jobs(
     said = finished(run, tmp_path)
     assert states(*numbers) == ["CANCELLED", "NODE_FAIL", "NODE_FAIL", "TIMEOUT"]
     assert said.count("Trying to restart job") == 4
-    assert stores(place) == undisturbed
-    assert sorted(done(place)) == list(range(12)), "a finished block was computed again"
+    assert stores(workspace) == undisturbed
+    assert sorted(done(workspace)) == list(range(12)), "a finished block was computed again"
     for slab in shards:
         log = (tmp_path / "logs/image" / f"predict-{slab}-of-4.log").read_text()
         assert "2 of 3 blocks were done before" in log
-    assert not list(place.root.rglob("*.partial"))
+    assert not list(workspace.root.rglob("*.partial"))
 
 
 def device_given(log: Path) -> str:
@@ -262,7 +264,7 @@ def workers() -> list[str]:
 @pytest.mark.usefixtures("slurm")
 def test_workers_as_jobs_come_late_die_and_reach_their_time_limit(
     start: Start,
-    place: Workspace,
+    workspace: Workspace,
     source: Path,
     tiny_model: ModelSpec,
     undisturbed: dict[str, bytes],
@@ -303,8 +305,8 @@ def test_workers_as_jobs_come_late_die_and_reach_their_time_limit(
         (hold / shard).unlink()
     finished(run, tmp_path)
     assert states(first, second) == ["CANCELLED", "TIMEOUT"]
-    assert stores(place) == undisturbed
-    assert sorted(done(place)) == list(range(12))
+    assert stores(workspace) == undisturbed
+    assert sorted(done(workspace)) == list(range(12))
     assert stores(Workspace(again / "results" / "image")) == undisturbed
     wait_until(lambda: not shell("squeue", "--noheader"), "no job that outlives its command")
     assert not list(tmp_path.glob(".jobqueue-*"))

@@ -17,7 +17,7 @@ from unet.errors import SourceError
 from unet.planning.axes import ORDER
 from unet.sources import open_source
 from unet.sources.base import SourceSpec
-from unet.sources.image import level_factor
+from unet.sources.levels import level_factor
 
 pytestmark = pytest.mark.usefixtures("quiet_tifffile")
 

@@ -11,12 +11,18 @@ import pytest
 import tifffile
 
 from unet.errors import ConfigError
-from unet.training.config import Border, read_training
-from unet.training.labelled import read_all, without_holes
-from unet.training.sampling import Sampler, bend, places, restained, saturated
-from unet.training.targets import border_weights, from_instances, target
+from unet.training.config import BorderOptions, read_training
+from unet.training.labelled import fill_holes_of_instances, read_all
+from unet.training.sampling import (
+    Sampler,
+    elastic_displacement,
+    saturate,
+    vary_stain,
+    window_coordinates,
+)
+from unet.training.targets import border_weights, classes_of_instances, make_targets
 
-PAPER = Border(weight=10, sigma=5)
+PAPER = BorderOptions(weight=10, sigma=5)
 
 
 def test_border_weights_are_those_of_the_formula():
@@ -46,18 +52,18 @@ def test_border_weights_in_a_volume():
     assert border_weights(objects, PAPER)[4] == pytest.approx(10 * math.exp(-(8**2) / 50))
 
 
-def test_objects_that_touch_are_parted_by_a_seam():
+def test_objects_that_touch_are_separated_by_background():
     labels = np.zeros((5, 8), np.int32)
     labels[:, 1:4], labels[:, 4:7] = 1, 2
-    classes, apart = from_instances(labels, 2)
+    classes, apart = classes_of_instances(labels, 2)
     assert classes.tolist() == [[0, 1, 1, 0, 0, 1, 1, 0]] * 5
     assert set(np.unique(apart)) == {0, 1, 2}
 
 
-def test_three_classes_have_a_rim():
+def test_with_three_classes_the_edge_of_an_object_is_the_border():
     labels = np.zeros((9, 16), np.int32)
     labels[:, 1:8], labels[:, 8:15] = 1, 2
-    classes, _ = from_instances(labels, 3)
+    classes, _ = classes_of_instances(labels, 3)
     assert classes[4].tolist() == [0, 2, 2, 1, 1, 1, 2, 2, 2, 2, 1, 1, 1, 2, 2, 0]
 
 
@@ -65,7 +71,7 @@ def test_holes_are_filled_plane_by_plane():
     labels = np.zeros((2, 5, 5), np.int32)
     labels[:, 1:4, 1:4] = 7
     labels[0, 2, 2] = 0
-    assert (without_holes(labels) == labels[1]).all()
+    assert (fill_holes_of_instances(labels) == labels[1]).all()
 
 
 @pytest.fixture
@@ -99,19 +105,21 @@ def training(files: Path, **changed: Any):
 
 
 def test_class_masks_and_class_weights(files):
-    said = training(files, class_weights=[1, 3], border={"weight": 10, "sigma": 5})
-    made = target(read_all(said).seen[0], said)
-    assert made.classes[0, :, 0].tolist() == ([0] * 10 + [1] * 10 + [0] * 20) + [1] * 10 + [0] * 10
-    assert made.weights[0, 15, 0] == 3  # objects themselves carry no border weight
-    assert made.weights[0, 30, 0] == pytest.approx(1 + 10 * math.exp(-(21**2) / 50))
+    config = training(files, class_weights=[1, 3], border={"weight": 10, "sigma": 5})
+    targets = make_targets(read_all(config).training_parts[0], config)
+    assert (
+        targets.classes[0, :, 0].tolist() == ([0] * 10 + [1] * 10 + [0] * 20) + [1] * 10 + [0] * 10
+    )
+    assert targets.weights[0, 15, 0] == 3  # objects themselves carry no border weight
+    assert targets.weights[0, 30, 0] == pytest.approx(1 + 10 * math.exp(-(21**2) / 50))
 
 
-def test_what_is_not_annotated_weighs_nothing_and_is_not_drawn_for(files):
-    said = training(files, item={"annotated": str(files / "annotated.tif")})
-    made = target(read_all(said).seen[0], said)
-    assert (made.weights[..., 30:] == 0).all()
-    assert (made.weights[..., :30] > 0).all()
-    assert (made.objects % 60 < 30).all()
+def test_pixels_that_are_not_annotated_have_no_weight_and_no_windows(files):
+    config = training(files, item={"annotated": str(files / "annotated.tif")})
+    targets = make_targets(read_all(config).training_parts[0], config)
+    assert (targets.weights[..., 30:] == 0).all()
+    assert (targets.weights[..., :30] > 0).all()
+    assert (targets.objects % 60 < 30).all()
 
 
 def test_without_variation_a_window_is_the_image_itself(files):
@@ -120,14 +128,16 @@ def test_without_variation_a_window_is_the_image_itself(files):
         ("on_object", "elastic", "gain", "gamma", "offset", "blur", "noise", "saturation", "stain"),
         0,
     )
-    said = training(files, item={"zoom": [1, 1]}, augment={"turn": False, **still})
-    part = read_all(said).seen[0]
-    sampler = Sampler(said, read_all(said))
-    at = places((24, 24), np.array([30.5, 30.5]), (1, 1), said.augment, np.random.default_rng(0))
+    config = training(files, item={"zoom": [1, 1]}, augment={"turn": False, **still})
+    part = read_all(config).training_parts[0]
+    sampler = Sampler(config, read_all(config))
+    at = window_coordinates(
+        (24, 24), np.array([30.5, 30.5]), (1, 1), config.augment, np.random.default_rng(0)
+    )
     assert at[0, 0, 0] == 19
     assert at[1, -1, -1] == 42
     drawn = sampler.draw(0, 0)
-    context = said.architecture(1).context[0]
+    context = config.architecture(1).context[0]
     assert drawn.classes.shape == (24 - 2 * context,) * 2
     # Nearest and linear interpolation agree where a stripe is: its rows are whole.
     assert set(np.unique(drawn.classes)) <= {0, 1}
@@ -135,8 +145,8 @@ def test_without_variation_a_window_is_the_image_itself(files):
 
 
 def test_the_elastic_field_interpolates_its_coarse_grid(files):
-    said = training(files, augment={"elastic": 10, "elastic_grid": 3})
-    field = bend((41, 61), said.augment, np.random.default_rng(1))
+    config = training(files, augment={"elastic": 10, "elastic_grid": 3})
+    field = elastic_displacement((41, 61), config.augment, np.random.default_rng(1))
     coarse = np.random.default_rng(1).normal(0, 10, (2, 3, 3))
     assert field.shape == (2, 41, 61)
     assert np.allclose(field[:, ::20, ::30], coarse)
@@ -151,20 +161,20 @@ def test_restaining_by_nothing_changes_nothing():
 
     light = np.random.default_rng(0).uniform(0.1, 1, (3, 8, 8))
     still = Still(np.random.PCG64(0))
-    assert np.allclose(restained(light, 0.0, still), light, atol=1e-6)
+    assert np.allclose(vary_stain(light, 0.0, still), light, atol=1e-6)
 
 
 def test_saturation_makes_what_is_bright_white_and_keeps_the_order():
     rng = np.random.default_rng(0)
     window = rng.uniform(0, 1, (1, 40, 40))
     for _ in range(20):
-        cut = saturated(window, rng)
+        cut = saturate(window, rng)
         white = cut == 1
         assert 0.05 < white.mean() < 0.9
         assert (window[white] >= window[~white].max()).all()
         assert np.ptp(cut[~white] / window[~white]) < 1e-9  # the rest is only brighter
     dark = window * 0.05
-    assert np.array_equal(saturated(dark, rng), dark)
+    assert np.array_equal(saturate(dark, rng), dark)
 
 
 def test_saturation_is_for_normalisations_that_know_white(files):

@@ -1,4 +1,4 @@
-"""Training: what it learns, that it lasts, and that it never sees what it is measured on."""
+"""Training: it learns, it resumes, and it never sees the images that it is measured on."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from unet.stages import train
 from unet.training import checkpoint
 from unet.training.config import Training, read_training
 from unet.training.labelled import read_all
-from unet.training.pretrained import in_order, load_pretrained
+from unet.training.pretrained import load_pretrained, tensor_order
 from unet.training.sampling import Sampler
-from unet.training.trainer import Trainer, fresh, rate
+from unet.training.trainer import Trainer, initial_state, rate
 
-LEARNED = 0.9  # Dice that a network of 4 channels has to reach on an image that it never saw
+LEARNED = 0.9  # Dice that a network of 4 channels has to reach on an image it was not trained on
 
 
 def discs(side: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.uint16]]:
@@ -46,12 +46,12 @@ def discs(side: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.uint16]]:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two labelled images, a.tif and b.tif, with a_label.tif and b_label.tif."""
-    place = tmp_path_factory.mktemp("labelled")
+    folder = tmp_path_factory.mktemp("labelled")
     for seed, name in enumerate("ab"):
         image, labels = discs(160, seed)
-        tifffile.imwrite(place / f"{name}.tif", image)
-        tifffile.imwrite(place / f"{name}_label.tif", labels)
-    return place
+        tifffile.imwrite(folder / f"{name}.tif", image)
+        tifffile.imwrite(folder / f"{name}_label.tif", labels)
+    return folder
 
 
 def section(folder: Path, **changed: Any) -> dict[str, Any]:
@@ -78,7 +78,7 @@ def section(folder: Path, **changed: Any) -> dict[str, Any]:
     }
 
 
-def asked(folder: Path, **changed: Any) -> Training:
+def training_of(folder: Path, **changed: Any) -> Training:
     return read_training(section(folder, **changed))
 
 
@@ -89,18 +89,20 @@ def weights(folder: Path) -> bytes:
 # --- It learns ----------------------------------------------------------------------------------
 
 
-def test_a_small_network_learns_and_predict_takes_the_model_as_it_is(folder, tmp_path):
-    training = asked(folder, window=[124, 124], steps=200, report=100)
+def test_a_small_network_learns_and_predict_can_use_the_model(folder, tmp_path):
+    training = training_of(folder, window=[124, 124], steps=200, report=100)
     train.run(training, tmp_path / "discs", threads=1, gpus=0)
     image, labels = discs(160, seed=7)
     mask = predict(load_model(tmp_path / "discs"), image)[1] > 0.5
     assert PixelCounts.of(mask, labels > 0).scores()["dice"] > LEARNED
 
-    said = yaml.safe_load((tmp_path / "discs" / "model.yaml").read_text(encoding="utf-8"))
-    assert said["metrics"]["images"]["dice"] > LEARNED
-    assert [entry["image"] for entry in said["trained_on"]] == ["a.tif"]
-    assert [entry["image"] for entry in said["not_seen"]] == ["b.tif"]
-    assert said["trained_on"][0]["pixels_sha256"] != said["not_seen"][0]["pixels_sha256"]
+    description = yaml.safe_load((tmp_path / "discs" / "model.yaml").read_text(encoding="utf-8"))
+    assert description["metrics"]["images"]["dice"] > LEARNED
+    assert [entry["image"] for entry in description["trained_on"]] == ["a.tif"]
+    assert [entry["image"] for entry in description["not_seen"]] == ["b.tif"]
+    assert (
+        description["trained_on"][0]["pixels_sha256"] != description["not_seen"][0]["pixels_sha256"]
+    )
     with (tmp_path / "discs" / "curves.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [int(row["step"]) for row in rows] == [100, 200]
@@ -136,33 +138,33 @@ def test_a_3d_network_trains_on_some_planes_and_is_measured_on_others(folder, tm
         ),
     )  # fmt: skip
     train.run(training, tmp_path / "model", threads=1, gpus=0)
-    said = yaml.safe_load((tmp_path / "model" / "model.yaml").read_text(encoding="utf-8"))
-    assert said["trained_on"][0]["z"] == [0, 8]
-    assert said["not_seen"][0]["z"] == [8, 12]
-    assert {"dice", "ap_50"} <= said["metrics"]["images"].keys()
+    description = yaml.safe_load((tmp_path / "model" / "model.yaml").read_text(encoding="utf-8"))
+    assert description["trained_on"][0]["z"] == [0, 8]
+    assert description["not_seen"][0]["z"] == [8, 12]
+    assert {"dice", "ap_50"} <= description["metrics"]["images"].keys()
     assert load_model(tmp_path / "model").spec.architecture.classes == 3
 
 
-# --- It lasts -----------------------------------------------------------------------------------
+# --- It resumes ---------------------------------------------------------------------------------
 
 
 class StoppedError(Exception):
-    """What a test ends a training with."""
+    """Raised by a test to end a training."""
 
 
-def trained(training: Training, place: Path, stop_after: int | None = None) -> checkpoint.State:
+def run_training(training: Training, file: Path, stop_after: int | None = None) -> checkpoint.State:
     """Train as the stage does, or stop when the row of step `stop_after` would be measured."""
-    split = read_all(training)
-    state = fresh(training, 1, "cpu")
-    if place.exists():
-        checkpoint.load(place, state)
+    data = read_all(training)
+    state = initial_state(training, 1, "cpu")
+    if file.exists():
+        checkpoint.load(file, state)
 
     def measure(_network: UNet) -> dict[str, float]:
         if state.step == stop_after:
             raise StoppedError
         return {}
 
-    Trainer(training, state, Sampler(training, split), measure, place).run()
+    Trainer(training, state, Sampler(training, data), measure, file).run()
     return state
 
 
@@ -176,12 +178,12 @@ def bits(state: checkpoint.State) -> dict[str, bytes]:
 
 
 def test_a_stopped_training_goes_on_and_ends_in_the_same_bits(folder, tmp_path):
-    training = asked(folder, batch=2, network={"width": 3, "depth": 1, "dropout": 0.3})
-    whole = trained(training, tmp_path / "whole")
+    training = training_of(folder, batch=2, network={"width": 3, "depth": 1, "dropout": 0.3})
+    whole = run_training(training, tmp_path / "whole")
     with pytest.raises(StoppedError):
-        trained(training, tmp_path / "parts", stop_after=4)
+        run_training(training, tmp_path / "parts", stop_after=4)
     assert json_state(tmp_path / "parts")["step"] == 2
-    resumed = trained(training, tmp_path / "parts")
+    resumed = run_training(training, tmp_path / "parts")
     assert bits(resumed) == bits(whole)
     without_time = [
         [{k: v for k, v in row.items() if k != "seconds"} for row in state.curves]
@@ -201,13 +203,13 @@ def json_state(path: Path) -> dict[str, Any]:
 
 def test_the_same_seed_gives_the_same_model_and_another_seed_another(folder, tmp_path):
     for name, seed in (("one", 1), ("again", 1), ("other", 2)):
-        train.run(asked(folder, seed=seed), tmp_path / name, threads=1, gpus=0)
+        train.run(training_of(folder, seed=seed), tmp_path / name, threads=1, gpus=0)
     assert weights(tmp_path / "one") == weights(tmp_path / "again")
     assert weights(tmp_path / "one") != weights(tmp_path / "other")
 
 
 def test_a_sample_depends_on_seed_step_and_index_only(folder):
-    training = asked(folder)
+    training = training_of(folder)
     first, second = (Sampler(training, read_all(training)) for _ in range(2))
     second.draw(0, 0)
     drawn = [first.draw(5, 1), second.draw(5, 1), second.draw(5, 2)]
@@ -216,10 +218,10 @@ def test_a_sample_depends_on_seed_step_and_index_only(folder):
     assert not np.array_equal(drawn[0].pixels, drawn[2].pixels)
 
 
-def test_other_settings_never_go_on_from_the_same_checkpoint(folder):
+def test_other_settings_never_resume_from_the_same_checkpoint(folder):
     def names(**changed: Any) -> str:
-        training = asked(folder, **changed)
-        return train._named(training, read_all(training))
+        training = training_of(folder, **changed)
+        return train._checkpoint_name(training, read_all(training))
 
     assert names() == names(description="in other words", measures=["instances"])
     assert len({names(), names(seed=1), names(steps=7), names(window=[76, 76])}) == 4
@@ -232,8 +234,8 @@ def test_a_corrected_mask_of_what_is_annotated_is_another_training(folder, tmp_p
         np.save(tmp_path / "mask.npy", mask)
         images = section(folder)["images"]
         images[0]["annotated"] = str(tmp_path / "mask.npy")
-        training = asked(folder, images=images)
-        return train._named(training, read_all(training))
+        training = training_of(folder, images=images)
+        return train._checkpoint_name(training, read_all(training))
 
     first = name(80)
     assert name(80) == first
@@ -243,11 +245,11 @@ def test_a_corrected_mask_of_what_is_annotated_is_another_training(folder, tmp_p
 def test_a_damaged_checkpoint_is_named(folder, tmp_path):
     (tmp_path / "c.safetensors").write_bytes(b"\0" * 100)
     with pytest.raises(StoreError, match="Delete it to train from the beginning"):
-        checkpoint.load(tmp_path / "c.safetensors", fresh(asked(folder), 1, "cpu"))
+        checkpoint.load(tmp_path / "c.safetensors", initial_state(training_of(folder), 1, "cpu"))
 
 
 def test_a_loss_that_is_not_finite_names_the_sample(folder, tmp_path):
-    training = asked(folder, learning_rate=1e30)
+    training = training_of(folder, learning_rate=1e30)
     with pytest.raises(RunError, match=r"sample 0 of step \d+, around z 0, y .* in .*a\.tif"):
         train.run(training, tmp_path / "m", threads=1, gpus=0)
     assert not (tmp_path / "m" / "model.yaml").exists()
@@ -255,12 +257,12 @@ def test_a_loss_that_is_not_finite_names_the_sample(folder, tmp_path):
 
 def test_two_processes_train_as_one_does(folder, tmp_path):
     """Gradients are those of the whole batch, however many processes it is spread over."""
-    training = asked(folder, batch=2, network={"width": 2, "depth": 1}, steps=3, report=3)
-    alone = trained(training, tmp_path / "alone")
-    with sockets_watched() as found:
-        train.train_together(["cpu", "cpu"], training, tmp_path / "both")
-    assert_loopback_only(found)
-    both = fresh(training, 1, "cpu")
+    training = training_of(folder, batch=2, network={"width": 2, "depth": 1}, steps=3, report=3)
+    alone = run_training(training, tmp_path / "alone")
+    with sockets_watched() as sockets:
+        train.train_in_parallel(["cpu", "cpu"], training, tmp_path / "both")
+    assert_loopback_only(sockets)
+    both = initial_state(training, 1, "cpu")
     checkpoint.load(tmp_path / "both", both)
     for (name, one), two in zip(
         alone.network.state_dict().items(), both.network.state_dict().values(), strict=True
@@ -268,19 +270,19 @@ def test_two_processes_train_as_one_does(folder, tmp_path):
         assert torch.allclose(one, two, rtol=1e-4, atol=1e-5), name
 
 
-def test_an_error_of_one_process_is_told_by_the_first(folder, tmp_path):
-    training = asked(folder, batch=2, learning_rate=1e30)
+def test_an_error_of_one_process_is_raised_by_the_first(folder, tmp_path):
+    training = training_of(folder, batch=2, learning_rate=1e30)
     with pytest.raises(RunError, match="Expected a finite loss"):
-        train.train_together(["cpu", "cpu"], training, tmp_path / "both")
+        train.train_in_parallel(["cpu", "cpu"], training, tmp_path / "both")
 
 
-def test_it_says_at_the_start_what_it_will_cost(folder, tmp_path, caplog):
+def test_a_training_logs_its_memory_and_its_time_at_the_start(folder, tmp_path, caplog):
     with caplog.at_level(logging.INFO, "unet"):
-        train.run(asked(folder), tmp_path / "m", threads=1, gpus=0)
-    said = "\n".join(caplog.messages)
-    assert "1 images (0.0 megapixels) to train on, 1 to measure on" in said
-    assert "GB of memory" in said
-    assert "a step takes" in said
+        train.run(training_of(folder), tmp_path / "m", threads=1, gpus=0)
+    log = "\n".join(caplog.messages)
+    assert "1 images (0.0 megapixels) to train on, 1 to measure on" in log
+    assert "GB of memory" in log
+    assert "a step takes" in log
 
 
 def test_the_learning_rate_rises_and_falls():
@@ -291,18 +293,18 @@ def test_the_learning_rate_rises_and_falls():
 
 
 def test_in_bfloat16_the_weights_stay_float32(folder, tmp_path):
-    training = asked(folder, precision="bfloat16", network={"width": 2, "depth": 1})
-    state = trained(training, tmp_path / "c")
+    training = training_of(folder, precision="bfloat16", network={"width": 2, "depth": 1})
+    state = run_training(training, tmp_path / "c")
     assert {p.dtype for p in state.network.parameters()} == {torch.float32}
-    exact = trained(asked(folder, network={"width": 2, "depth": 1}), tmp_path / "d")
+    exact = run_training(training_of(folder, network={"width": 2, "depth": 1}), tmp_path / "d")
     assert bits(state) != bits(exact)
     losses = [[row["loss"] for row in of.curves] for of in (state, exact)]
     assert np.allclose(*losses, rtol=0.05)
 
 
 def test_dropout_is_for_training_only(folder):
-    network = fresh(
-        asked(folder, network={"width": 2, "depth": 1, "dropout": 0.5}), 1, "cpu"
+    network = initial_state(
+        training_of(folder, network={"width": 2, "depth": 1, "dropout": 0.5}), 1, "cpu"
     ).network
     x = torch.randn(1, 1, 24, 24)
     assert not torch.equal(network(x), network(x))
@@ -310,7 +312,7 @@ def test_dropout_is_for_training_only(folder):
     assert torch.equal(network(x), network(x))
 
 
-# --- The split never leaks ----------------------------------------------------------------------
+# --- The data never leaks ----------------------------------------------------------------------
 
 
 def stack(folder: Path, **parts: Any) -> dict[str, Any]:
@@ -333,7 +335,7 @@ def planes(folder: Path) -> Path:
 
 @pytest.mark.parametrize("dims", [2, 3])
 def test_no_sample_holds_a_pixel_of_what_is_validated_on(planes, dims):
-    training = asked(
+    training = training_of(
         planes,
         images=[stack(planes, train={"z": [0, 3]}, validate={"z": [3, 6]})],
         normalisation={"method": "range", "low": 0, "high": 1},
@@ -341,9 +343,9 @@ def test_no_sample_holds_a_pixel_of_what_is_validated_on(planes, dims):
         window=[13, 24, 24][-dims:],
         augment=dict.fromkeys(("gain", "gamma", "offset", "blur", "noise"), 0),
     )
-    split = read_all(training)
-    assert set(np.unique(split.kept[0].pixels)) == {4, 5, 6}
-    sampler = Sampler(training, split)
+    data = read_all(training)
+    assert set(np.unique(data.validation_parts[0].pixels)) == {4, 5, 6}
+    sampler = Sampler(training, data)
     for step in range(20):
         assert sampler.draw(step, 0).pixels.max() < 3.5
 
@@ -359,10 +361,10 @@ def test_no_sample_holds_a_pixel_of_what_is_validated_on(planes, dims):
 )
 def test_parts_that_overlap_are_refused(planes, train_part, validate_part):
     with pytest.raises(ConfigError, match="no pixel in common"):
-        asked(planes, images=[stack(planes, train=train_part, validate=validate_part)])
+        training_of(planes, images=[stack(planes, train=train_part, validate=validate_part)])
     listed_twice = [stack(planes, train=train_part), stack(planes, validate=validate_part)]
     with pytest.raises(ConfigError, match="no pixel in common"):
-        asked(planes, images=listed_twice)
+        training_of(planes, images=listed_twice)
 
 
 def test_a_copy_under_another_name_is_refused(folder, tmp_path):
@@ -370,7 +372,7 @@ def test_a_copy_under_another_name_is_refused(folder, tmp_path):
     images = section(folder)["images"]
     images[1]["image"] = str(tmp_path / "copy.tif")
     with pytest.raises(SourceError, match=r"copy\.tif has the same pixels as .*a\.tif"):
-        read_all(asked(folder, images=images))
+        read_all(training_of(folder, images=images))
 
 
 @pytest.mark.parametrize("parts", [({}, {}), ({"y": [0, 80]}, {"y": [80, 160]})])
@@ -380,17 +382,17 @@ def test_a_copy_of_the_same_name_in_another_folder_is_refused(folder, tmp_path, 
     images[0]["train"] = parts[0] or True
     images[1] |= {"image": str(tmp_path / "a.tif"), "validate": parts[1] or True}
     with pytest.raises(SourceError, match=r"has the same pixels as .*a\.tif"):
-        read_all(asked(folder, images=images))
+        read_all(training_of(folder, images=images))
 
 
-def test_a_link_is_the_file_that_it_leads_to(folder, tmp_path):
+def test_a_link_and_its_target_are_one_image(folder, tmp_path):
     (tmp_path / "b.tif").symlink_to(folder / "a.tif")
     images = section(folder)["images"]
     images[1]["image"] = str(tmp_path / "b.tif")
     with pytest.raises(ConfigError, match="no pixel in common"):
-        asked(folder, images=images)
+        training_of(folder, images=images)
     images[0]["train"], images[1]["validate"] = {"y": [0, 80]}, {"y": [80, 160]}
-    assert len(read_all(asked(folder, images=images)).kept) == 1
+    assert len(read_all(training_of(folder, images=images)).validation_parts) == 1
 
 
 # --- Bad input ----------------------------------------------------------------------------------
@@ -412,7 +414,7 @@ def test_a_link_is_the_file_that_it_leads_to(folder, tmp_path):
 )
 def test_a_wrong_setting_is_named_before_an_image_is_opened(folder, changed, message):
     with pytest.raises(ConfigError, match=message):
-        asked(folder, **changed)
+        training_of(folder, **changed)
 
 
 @pytest.mark.parametrize(
@@ -435,7 +437,7 @@ def test_labelled_images_that_cannot_be_used_are_named(folder, changed, message)
     }
     images = section(folder)["images"]
     with pytest.raises(SourceError, match=message):
-        read_all(asked(folder, images=[{**images[0], **changed}]))
+        read_all(training_of(folder, images=[{**images[0], **changed}]))
 
 
 # --- Starting from known weights ----------------------------------------------------------------
@@ -478,9 +480,9 @@ def test_a_foreign_state_dict_computes_the_same_here(tmp_path):
     torch.save(foreign.state_dict(), tmp_path / "foreign.pt")
     network = UNet(Architecture.of(width=3, depth=2))
     matches = load_pretrained(network, str(tmp_path / "foreign.pt"))
-    assert len(matches) == len(foreign.state_dict()) == len(list(in_order(network)))
-    assert matches[0].given == "enc1.0.weight"
-    assert matches[0].taken == "down.0.0.weight"
+    assert len(matches) == len(foreign.state_dict()) == len(list(tensor_order(network)))
+    assert matches[0].source == "enc1.0.weight"
+    assert matches[0].target == "down.0.0.weight"
     x = torch.randn(1, 1, 60, 60)
     with torch.no_grad():
         assert torch.allclose(foreign(x), network(x), atol=1e-5)
@@ -489,7 +491,7 @@ def test_a_foreign_state_dict_computes_the_same_here(tmp_path):
 def test_the_network_of_2015_is_matched_in_its_own_order():
     with torch.device("meta"):
         network = UNet()
-    names = list(in_order(network))
+    names = list(tensor_order(network))
     assert names[0] == "down.0.0.weight"
     assert names[-1] == "head.bias"
     assert sorted(names) == sorted(network.state_dict())
@@ -511,17 +513,17 @@ def test_a_tensor_without_a_counterpart_is_an_error(tmp_path, width, depth, mess
 def test_only_gpus_that_were_asked_for_are_refused(folder, monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     for device in ("auto", "gpu"):
-        assert train.choose_gpus(asked(folder, device=device), 0) == 1
-        assert train.choose_gpus(asked(folder, device=device, batch=3), 0) == 2
-    assert train.choose_gpus(asked(folder, device="cpu", batch=3), 0) == 0
-    assert train.choose_gpus(asked(folder, batch=3), 1) == 1
+        assert train.choose_gpus(training_of(folder, device=device), 0) == 1
+        assert train.choose_gpus(training_of(folder, device=device, batch=3), 0) == 2
+    assert train.choose_gpus(training_of(folder, device="cpu", batch=3), 0) == 0
+    assert train.choose_gpus(training_of(folder, batch=3), 1) == 1
     with pytest.raises(DeviceError, match="a batch of 1 for 2 GPUs"):
-        train.choose_gpus(asked(folder), 2)
+        train.choose_gpus(training_of(folder), 2)
 
 
 def test_a_training_starts_from_a_model_folder(folder, make_model):
     spec = make_model(width=3, depth=1, seed=9)
-    training = asked(folder, network={"width": 3, "depth": 1}, start=str(spec.folder))
-    network = fresh(training, 1, "cpu").network
+    training = training_of(folder, network={"width": 3, "depth": 1}, start=str(spec.folder))
+    network = initial_state(training, 1, "cpu").network
     for name, tensor in load_model(spec.folder).network.state_dict().items():
         assert torch.equal(network.state_dict()[name], tensor)

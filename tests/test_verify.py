@@ -41,12 +41,12 @@ from unet.storage.workspace import Workspace
 CUT = SplitOptions(memory=GENEROUS, shard=(64, 64), chunk=(32, 32), core=(32, 64))
 
 
-def run_all(source: SourceSpec, model: Path, place: Workspace, machines: Machines) -> None:
-    ingest.run(source, place, machines)
-    split.run(place, str(model), CUT, slabs=2)
+def run_all(source: SourceSpec, model: Path, workspace: Workspace, machines: Machines) -> None:
+    ingest.run(source, workspace, machines)
+    split.run(workspace, str(model), CUT, slabs=2)
     for slab in range(2):
-        predict.run(place, slab, 2, machines, "cpu")
-    stitch.run(place, StitchOptions(), machines)
+        predict.run(workspace, slab, 2, machines, "cpu")
+    stitch.run(workspace, StitchOptions(), machines)
 
 
 @pytest.fixture(scope="module")
@@ -63,13 +63,13 @@ def finished(
     tiny_model: ModelSpec,
     machines: Machines,
 ) -> Workspace:
-    place = Workspace(tmp_path_factory.mktemp("finished") / "image")
-    run_all(source, tiny_model.folder, place, machines)
-    return place
+    workspace = Workspace(tmp_path_factory.mktemp("finished") / "image")
+    run_all(source, tiny_model.folder, workspace, machines)
+    return workspace
 
 
 @pytest.fixture
-def place(finished: Workspace, tmp_path: Path) -> Iterator[Workspace]:
+def workspace(finished: Workspace, tmp_path: Path) -> Iterator[Workspace]:
     """The finished run, put back as it was afterwards: its manifests hold its paths."""
     shutil.copytree(finished.root, tmp_path / "kept")
     yield finished
@@ -77,10 +77,10 @@ def place(finished: Workspace, tmp_path: Path) -> Iterator[Workspace]:
     shutil.copytree(tmp_path / "kept", finished.root)
 
 
-def verified(place: Workspace, source: SourceSpec, machines: Machines, blocks: int = 6) -> Any:
+def verified(workspace: Workspace, source: SourceSpec, machines: Machines, blocks: int = 6) -> Any:
     asked = verify.VerifyOptions(source, StitchOptions(), blocks=blocks)
-    verify.run(place, asked, verify.StageMachines(machines, machines, "cpu"))
-    return json.loads(place.manifest("verify").read_text())
+    verify.run(workspace, asked, verify.StageMachines(machines, machines, "cpu"))
+    return json.loads(workspace.manifest("verify").read_text())
 
 
 def flipped(file: Path) -> None:
@@ -99,64 +99,72 @@ DAMAGES = [flipped, truncated, Path.unlink]
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damage_is_named_and_only_that_block_is_made_again(
     damage: Callable[[Path], None],
-    place: Workspace,
+    workspace: Workspace,
     source: SourceSpec,
     machines: Machines,
 ) -> None:
     """Of the copy, the probabilities, the image, the mask and a pyramid, in one run."""
-    plan = read_plan(place)
+    plan = read_plan(workspace)
     of_work = "work/*/*.ome.zarr"
-    before = {f: files_in(f) for f in [*place.root.glob(of_work), place.result]}
-    target = open_probabilities(plan, place)
-    written = {file: file.stat().st_ino for file in place.root.rglob("c/**/*") if file.is_file()}
-    (copy,) = (f for f in place.root.glob("work/ingest-*/image.ome.zarr/0/c/**/*") if f.is_file())
+    before = {f: files_in(f) for f in [*workspace.root.glob(of_work), workspace.result]}
+    target = open_probabilities(plan, workspace)
+    written = {
+        file: file.stat().st_ino for file in workspace.root.rglob("c/**/*") if file.is_file()
+    }
+    (copy,) = (
+        f for f in workspace.root.glob("work/ingest-*/image.ome.zarr/0/c/**/*") if f.is_file()
+    )
     damaged = {
         "image copy, block 0": copy,
         "probabilities, block 3": target.array.shard_file(3),
         "probabilities, block 39": target.array.shard_file(39),
-        "image level 1, block 0": place.result / "1/c/0/0",
-        "mask level 0, block 2": place.result / "labels/mask/0/c/0/2",
-        "mask level 1, block 0": place.result / "labels/mask/1/c/0/0",
+        "image level 1, block 0": workspace.result / "1/c/0/0",
+        "mask level 0, block 2": workspace.result / "labels/mask/0/c/0/2",
+        "mask level 1, block 0": workspace.result / "labels/mask/1/c/0/0",
     }
     # The image of a result is a link to the copy: damaged with it, but not deleted.
-    is_linked = copy.samefile(place.result / "0/c/0/0") and damage is not Path.unlink
+    is_linked = copy.samefile(workspace.result / "0/c/0/0") and damage is not Path.unlink
     linked = {"image level 0, block 0"} if is_linked else set()
     for file in damaged.values():
         damage(file)
-    proof = verified(place, source, machines)
+    proof = verified(workspace, source, machines)
     assert set(proof["made_again"]) == set(damaged) | linked
     for folder, files in before.items():
         files.pop("zarr.json")  # of the result: it holds the proof now
         assert {n: c for n, c in files_in(folder).items() if n != "zarr.json"} == files
-    other = {file for file in written if file not in damaged.values()} - {place.result / "0/c/0/0"}
+    other = {file for file in written if file not in damaged.values()} - {
+        workspace.result / "0/c/0/0"
+    }
     assert {file: file.stat().st_ino for file in other} == {f: written[f] for f in other}
 
 
 def test_what_cannot_be_made_again_is_not_deleted(
-    place: Workspace, source: SourceSpec, machines: Machines, tmp_path: Path
+    workspace: Workspace, source: SourceSpec, machines: Machines, tmp_path: Path
 ) -> None:
     """A damaged block is an error to its readers; a missing one would be zeros to other tools."""
-    (copy,) = (f for f in place.root.glob("work/ingest-*/image.ome.zarr/0/c/**/*") if f.is_file())
+    (copy,) = (
+        f for f in workspace.root.glob("work/ingest-*/image.ome.zarr/0/c/**/*") if f.is_file()
+    )
     flipped(copy)
-    before = files_in(place.result)
+    before = files_in(workspace.result)
     with pytest.raises(SourceError):
-        verified(place, replace(source, path=str(tmp_path / "gone.tif")), machines)
-    assert files_in(place.result) == before
+        verified(workspace, replace(source, path=str(tmp_path / "gone.tif")), machines)
+    assert files_in(workspace.result) == before
 
 
 def test_a_result_of_another_run_is_refused(
-    place: Workspace, source: SourceSpec, machines: Machines
+    workspace: Workspace, source: SourceSpec, machines: Machines
 ) -> None:
-    zarr.open_group(place.result, mode="r+").update_attributes({"unet": {"run": "another"}})
+    zarr.open_group(workspace.result, mode="r+").update_attributes({"unet": {"run": "another"}})
     with pytest.raises(StoreError, match="or replaced by another run of the same name"):
-        verified(place, source, machines)
+        verified(workspace, source, machines)
 
 
 def test_the_proof_is_in_the_result(
-    place: Workspace, source: SourceSpec, machines: Machines
+    workspace: Workspace, source: SourceSpec, machines: Machines
 ) -> None:
-    proof = verified(place, source, machines)
-    assert proof == zarr.open_group(place.result, mode="r").attrs["unet"]["verify"]
+    proof = verified(workspace, source, machines)
+    assert proof == zarr.open_group(workspace.result, mode="r").attrs["unet"]["verify"]
     assert proof["passed"]
     assert proof["blocks"] == 6
     assert proof["core"] != [1, 1, 32, 64]
@@ -168,28 +176,28 @@ def test_the_proof_is_in_the_result(
 
 
 def test_a_store_of_something_else_fails_the_proof(
-    place: Workspace, source: SourceSpec, machines: Machines
+    workspace: Workspace, source: SourceSpec, machines: Machines
 ) -> None:
     """One pixel a hair off, with a right checksum: only predicting again can tell."""
-    plan = read_plan(place)
-    probabilities = probabilities_array(plan, place).open(writable=True)
+    plan = read_plan(workspace)
+    probabilities = probabilities_array(plan, workspace).open(writable=True)
     values = np.array(probabilities.read(plan.grid.box(5)))
     values[0, 0, 0, 7, 9] = np.nextafter(values[0, 0, 0, 7, 9], np.float32(2))
     probabilities.write_block(5, values)
     with pytest.raises(RunError, match=r"through any windows, but of 126000 pixels .* is [1-9]"):
-        verified(place, source, machines, blocks=1000)
-    proof = json.loads(place.manifest("verify").read_text())
+        verified(workspace, source, machines, blocks=1000)
+    proof = json.loads(workspace.manifest("verify").read_text())
     assert not proof["passed"]
-    assert not zarr.open_group(place.result, mode="r").attrs["unet"]["verify"]["passed"]
+    assert not zarr.open_group(workspace.result, mode="r").attrs["unet"]["verify"]["passed"]
 
 
 def test_a_mask_that_is_not_what_was_predicted_is_made_again(
-    place: Workspace, source: SourceSpec, machines: Machines
+    workspace: Workspace, source: SourceSpec, machines: Machines
 ) -> None:
-    mask = zarr.open_array(place.result / "labels/mask/0", mode="r+")
+    mask = zarr.open_array(workspace.result / "labels/mask/0", mode="r+")
     before = mask[...]
     mask[100, 100] = 1 - mask[100, 100]
-    assert verified(place, source, machines)["made_again"] == ["mask level 0, block 5"]
+    assert verified(workspace, source, machines)["made_again"] == ["mask level 0, block 5"]
     assert np.array_equal(mask[...], before)
 
 

@@ -1,7 +1,7 @@
-"""The configuration, read once: checked against its schema, and frozen.
+"""The configuration, read once: apply_schema against its schema, and frozen.
 
-Why not leave it to the rules: a typo must be an error that names the key before anything runs, and
-a rule that reads a dictionary can only fail late. Nothing here opens an image or asks a server.
+Why here, not in the rules: a typo must be an error that names the key before anything runs. A rule
+that reads a dictionary can only fail late. Nothing here opens an image or asks a server.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from unet.storage.location import locate
 
 GIGABYTE = 10**9
 
-# YAML can say .nan and .inf, which compare with no limit.
+# YAML knows .nan and .inf, and a comparison with a limit does not refuse them.
 JSON_TYPES = Draft202012Validator.TYPE_CHECKER
 Validator = extend(  # type: ignore[no-untyped-call]
     Draft202012Validator,
@@ -40,7 +40,7 @@ Validator = extend(  # type: ignore[no-untyped-call]
 
 @dataclass(frozen=True)
 class ImageConfig:
-    """One input image: its name, where it is, and the model that it is for."""
+    """One input image: its name, its source, and the model that segments it."""
 
     name: str
     source: SourceSpec
@@ -76,16 +76,18 @@ class Config:
     evaluate: tuple[EvaluateConfig, ...] = ()
 
 
-def read_config(raw: Mapping[str, Any], schema_file: Path, made: Collection[str] = ()) -> Config:
+def read_config(
+    raw: Mapping[str, Any], schema_file: Path, rule_outputs: Collection[str] = ()
+) -> Config:
     """Check a configuration and freeze it.
 
-    raw   as YAML gives it, keys of `workflow/schemas/config.schema.yaml`
-    made  paths that need not be there yet, since a rule makes them
+    raw           as YAML gives it, with the keys of `workflow/schemas/config.schema.yaml`
+    rule_outputs  paths that need not exist yet, since a rule makes them
 
     Raises ConfigError that names the key.
     """
-    complete = checked(raw, schema_file)
-    images = _images(complete["images"], made)
+    complete = apply_schema(raw, schema_file)
+    images = _images(complete["images"], rule_outputs)
     minutes = complete["predict"]["block_minutes"]
     split, predict, stitch = complete["split"], complete["predict"], complete["stitch"]
     return Config(
@@ -104,21 +106,23 @@ def read_config(raw: Mapping[str, Any], schema_file: Path, made: Collection[str]
         stitch=StitchOptions(stitch["threshold"], stitch["image"]),
         block_seconds=None if minutes is None else 60.0 * minutes,
         verify=complete["verify"],
-        evaluate=tuple(_evaluate(item, images, made) for item in complete["evaluate"]),
+        evaluate=tuple(_evaluate(item, images, rule_outputs) for item in complete["evaluate"]),
     )
 
 
-def _images(items: Sequence[Mapping[str, Any]], made: Collection[str]) -> dict[str, ImageConfig]:
-    """The images by their names, once all that they name is found to be there."""
+def _images(
+    items: Sequence[Mapping[str, Any]], rule_outputs: Collection[str]
+) -> dict[str, ImageConfig]:
+    """The images by name, after a check that their files and models exist."""
     _check_names(items)
     images: dict[str, ImageConfig] = {}
     models: set[str] = set()
     for index, item in enumerate(items):
         try:
             image = _image(item)
-            if image.source.path not in made:
+            if image.source.path not in rule_outputs:
                 local_files(image.source.path)
-            if image.model not in models:  # many images, few models
+            if image.model not in models:  # most images share one model
                 find_model(image.model)
                 models.add(image.model)
         except UserError as error:
@@ -127,7 +131,7 @@ def _images(items: Sequence[Mapping[str, Any]], made: Collection[str]) -> dict[s
     return images
 
 
-def checked(raw: Mapping[str, Any], schema_file: Path) -> dict[str, Any]:
+def apply_schema(raw: Mapping[str, Any], schema_file: Path) -> dict[str, Any]:
     """A configuration with the defaults of its schema. Raises ConfigError that names the key."""
     schema = yaml.safe_load(schema_file.read_text(encoding="utf-8"))
     errors = sorted(Validator(schema).iter_errors(raw), key=lambda e: e.json_path)
@@ -140,8 +144,8 @@ def _image(item: Mapping[str, Any]) -> ImageConfig:
     channels = item["channels"]
     return ImageConfig(
         name=item["name"],
-        model=plain(item["model"]),
-        source=spec_of(
+        model=resolve_path(item["model"]),
+        source=make_spec(
             item["path"],
             axes=item["axes"],
             level=item["level"],
@@ -154,29 +158,29 @@ def _image(item: Mapping[str, Any]) -> ImageConfig:
 
 def _stores(text: str | None) -> str | None:
     try:
-        stores = plain(text) if text else None
+        stores = resolve_path(text) if text else None
     except UserError as error:
         raise ConfigError(f"stores: {error}") from error
     if stores and stores.startswith("http"):
         raise ConfigError(
             f"stores: expected a local folder or s3://bucket/path, got {stores}: a web server is "
-            f"read only. If it is an S3 server, name it by AWS_ENDPOINT_URL."
+            f"read only. Set AWS_ENDPOINT_URL, and write s3://, if it is an S3 server."
         )
     return stores
 
 
-def spec_of(path: str, **options: Any) -> SourceSpec:
-    """An image, labels or a mask as a configuration names it. Raises ConfigError of a wrong URL."""
-    return SourceSpec(plain(path), **options)
+def make_spec(path: str, **options: Any) -> SourceSpec:
+    """The spec of an image, labels or a mask. Raises ConfigError for a wrong URL."""
+    return SourceSpec(resolve_path(path), **options)
 
 
-def plain(text: str) -> str:
-    """A URL as it is, if it is well formed; `~` and file:// resolved; any other path as it is."""
+def resolve_path(text: str) -> str:
+    """A path without `~` and file://. Raises ConfigError for a URL that is not well formed."""
     return str(locate(text)) if text.startswith("~") or "://" in text else text
 
 
 def _evaluate(
-    item: Mapping[str, Any], images: Mapping[str, ImageConfig], made: Collection[str]
+    item: Mapping[str, Any], images: Mapping[str, ImageConfig], rule_outputs: Collection[str]
 ) -> EvaluateConfig:
     name, annotated = item["name"], item["annotated"]
     if name not in images:
@@ -184,10 +188,10 @@ def _evaluate(
             f"evaluate: expected the name of one of the images ({', '.join(images)}), got {name!r}."
         )
     try:
-        label = spec_of(item["label"], axes=item["axes"])
-        mask = None if annotated is None else spec_of(annotated, axes=item["axes"])
+        label = make_spec(item["label"], axes=item["axes"])
+        mask = None if annotated is None else make_spec(annotated, axes=item["axes"])
         for spec in (label, mask):
-            if spec is not None and spec.path not in made:
+            if spec is not None and spec.path not in rule_outputs:
                 local_files(spec.path)
     except UserError as error:
         raise ConfigError(f"evaluate ({name}): {error}") from error
@@ -201,10 +205,11 @@ def _evaluate(
 
 
 def _check_names(images: Sequence[Mapping[str, Any]]) -> None:
-    repeated = [name for name, times in Counter(i["name"] for i in images).items() if times > 1]
-    if repeated:
+    counts = Counter(image["name"] for image in images)
+    duplicates = [name for name, count in counts.items() if count > 1]
+    if duplicates:
         raise ConfigError(
-            f"images: expected a different name for each image, but {', '.join(repeated)} stands "
+            f"images: expected a different name for each image, but {', '.join(duplicates)} occurs "
             f"more than once. The name is the folder of the results; choose another."
         )
     for index, item in enumerate(images):
@@ -216,15 +221,15 @@ def _check_names(images: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _with_defaults(value: Any, schema: Mapping[str, Any]) -> Any:
-    """The value with the defaults of its schema where it leaves keys out."""
+    """The value, with the schema's defaults for the keys that it leaves out."""
     if isinstance(value, Mapping):
         properties = schema.get("properties", {})
-        filled = {
-            key: _with_defaults(value.get(key, of_key.get("default")), of_key)
-            for key, of_key in properties.items()
-            if key in value or "default" in of_key
+        complete = {
+            key: _with_defaults(value.get(key, key_schema.get("default")), key_schema)
+            for key, key_schema in properties.items()
+            if key in value or "default" in key_schema
         }
-        return {**value, **filled}
+        return {**value, **complete}
     if isinstance(value, list) and "items" in schema:
         return [_with_defaults(item, schema["items"]) for item in value]
     return value
@@ -248,5 +253,5 @@ def _sizes(values: list[int] | None) -> tuple[int, ...] | None:
 
 
 def scheduler_address(configured: str | None) -> str | None:
-    """The scheduler to use: of the configuration, or of DASK_SCHEDULER_ADDRESS."""
+    """The scheduler to use: that of the configuration, else that of DASK_SCHEDULER_ADDRESS."""
     return configured or os.environ.get("DASK_SCHEDULER_ADDRESS")

@@ -1,4 +1,4 @@
-"""What a stage tells: progress to the terminal and the log file, and errors as one sentence."""
+"""Messages of a stage: progress to the terminal and the log file, errors as one sentence."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from unet.errors import to_user_error
 
-INTERRUPTED = 130  # what a shell says of a program that Ctrl-C ended
+INTERRUPTED = 130  # the exit status of a program that Ctrl-C ended
 FORMAT = "%(asctime)s %(message)s"
 
 
@@ -32,14 +32,14 @@ def report_to(log_file: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        log.error("Interrupted. What is done is kept; give the same command to go on.")
+        log.error("Interrupted. Finished blocks are kept: run the same command to resume.")
         raise SystemExit(INTERRUPTED) from None
     except BaseException as error:
-        told_as = to_user_error(error)
-        if told_as is None:
-            log.exception("The stage ended with an error that is not the input's:")
+        user_error = to_user_error(error)
+        if user_error is None:
+            log.exception("The stage ended with an error of the program, not of the input:")
             raise
-        log.error("%s: %s", type(told_as).__name__, told_as)
+        log.error("%s: %s", type(user_error).__name__, user_error)
         raise SystemExit(1) from None
     finally:
         log.handlers[:] = before

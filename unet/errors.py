@@ -1,4 +1,4 @@
-"""The errors a user can meet, each also the builtin it is a kind of.
+"""The errors that a user can meet; most are also a kind of builtin error.
 
 Why own classes: the workflow shows these as one sentence and no traceback, since the cause lies in
 the input, the configuration or the machine; every other exception is a bug here and keeps its
@@ -11,7 +11,7 @@ import errno
 
 
 class UserError(Exception):
-    """Base of everything whose cause a user can mend."""
+    """Base of all errors whose cause a user can remove."""
 
 
 class ConfigError(UserError, ValueError):
@@ -27,34 +27,34 @@ class ModelError(UserError, ValueError):
 
 
 class PlanError(UserError, ValueError):
-    """No plan fits: the memory, the shards or the window asked for contradict each other."""
+    """No plan fits: the memory, the shards and the window of the options contradict each other."""
 
 
 class DeviceError(UserError, RuntimeError):
-    """The device asked for is not there, or cannot hold even the smallest window."""
+    """The device of the options is missing, or cannot hold even the smallest window."""
 
 
 class WorkerError(UserError, RuntimeError):
-    """A worker computes something else than it should, and may not write."""
+    """A worker computes other numbers than it should, so it may not write."""
 
 
 class RunError(UserError, RuntimeError):
-    """A run cannot end: a block failed after its retries, or the disk is full."""
+    """A run cannot finish: a block failed after its retries, or the disk is full."""
 
 
 class StoreError(UserError, OSError):
-    """A store holds something else than the plan says: a hole, a foreign or a damaged shard."""
+    """A store does not hold what the plan says: a shard is missing, damaged or from another run."""
 
 
 class ServerError(UserError):
     """A server of a URL does not answer, refuses the keys, or has no such bucket.
 
-    Of no builtin's kind, so that nothing which expects a damaged file takes it for one.
+    No kind of builtin error: else code that handles damaged files would handle it too.
     """
 
 
 def to_user_error(error: BaseException) -> UserError | None:
-    """What to tell the user, where the cause is theirs to mend: also a full disk is. Else None."""
+    """The error as a UserError if a user can remove its cause, such as a full disk; else None."""
     if isinstance(error, UserError):
         return error
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -1,11 +1,13 @@
 """Workers as jobs of Slurm for as long as one command runs: `python -m unet.jobqueue`.
 
-Why around a command, and no key of the configuration: where blocks are done changes no result, so
-no result must be made again for it. And why one set of workers for the whole command: on a cluster
-a job may queue for hours. Here each queues once and serves all stages of all images, which find the
-workers as they find any that are already there, by DASK_SCHEDULER_ADDRESS.
+Why a command, not a key of the configuration: where blocks run changes no result, so it must not
+make Snakemake compute a result once more.
 
-What a job asks for stands in `jobqueue: slurm:` of Dask's own configuration, which many sites have
+Why one set of workers for the whole command: on a cluster a job may queue for hours. Here each job
+queues once and serves all stages of all images. The stages find the workers by
+DASK_SCHEDULER_ADDRESS, as they find any running cluster.
+
+The resources of a job are in `jobqueue: slurm:` of Dask's own configuration, which many sites have
 and dask-jobqueue reads by itself; workflow/profiles/jobqueue/ holds one to start from.
 """
 
@@ -36,35 +38,35 @@ log = logging.getLogger(__name__)
 
 SECTION = "jobqueue.slurm"
 LOGS = Path("logs/jobqueue")
-# A worker's status page, which Dask serves whether or not it is wanted.
+# Dask always serves a worker's status page; so it is served to this machine only.
 LOOPBACK_PAGE = ("--no-dashboard", "--dashboard-address", "127.0.0.1:0")
-LOOK_SECONDS = 10.0
-# Looks without a worker and without a job until it is an error: a lost job is replaced sooner.
-MOST_LOOKS = 6
+SECONDS_BETWEEN_CHECKS = 10.0
+MOST_EMPTY_CHECKS = 6  # without a worker and without a job; a lost job is replaced sooner
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command with workers on Slurm. Returns its exit status."""
     parser = argparse.ArgumentParser(prog="python -m unet.jobqueue", description=__doc__)
-    parser.add_argument("--jobs", type=int, required=True, help="how many jobs Slurm is asked for")
+    parser.add_argument("--jobs", type=int, required=True, help="number of jobs on Slurm")
     parser.add_argument("command", nargs=argparse.REMAINDER, help="such as: snakemake --cores 8")
-    asked = parser.parse_args(arguments)
-    if asked.jobs < 1 or not asked.command:
+    options = parser.parse_args(arguments)
+    if options.jobs < 1 or not options.command:
         parser.error("expected at least one job, and a command to run")
     # The jobs must end with this process, whatever ends it (dask-jobqueue sets a handler too).
-    for ending in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(ending, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     LOGS.mkdir(parents=True, exist_ok=True)
-    with report_to(str(LOGS / "jobqueue.log")), slurm_workers(asked.jobs) as (cluster, environment):
-        return _run(asked.command, cluster, environment)
+    log_file = str(LOGS / "jobqueue.log")
+    with report_to(log_file), slurm_workers(options.jobs) as (cluster, environment):
+        return _run(options.command, cluster, environment)
 
 
 @contextmanager
 def slurm_workers(jobs: int) -> Iterator[tuple[SLURMCluster, dict[str, str]]]:
     """A scheduler with `jobs` jobs of workers, and the environment in which stages find it.
 
-    A job that is lost (it died, or reached its time limit) is replaced. The scheduler answers only
-    who has the keys of this run: whoever reaches one can run any code as its user.
+    A lost job (it died, or reached its time limit) is replaced. Only a process with the keys of
+    this run can connect to the scheduler, since a client can run any code as the scheduler's user.
     """
     if not dask.config.get(f"{SECTION}.cores") or not dask.config.get(f"{SECTION}.memory"):
         raise ConfigError(
@@ -78,7 +80,7 @@ def slurm_workers(jobs: int) -> Iterator[tuple[SLURMCluster, dict[str, str]]]:
         dask.config.set({f"distributed.comm.tls.{key}": path for key, path in keys.items()}),
         dask.config.set(END_OF_WAITING),
         SLURMCluster(
-            # One worker a job: it has the job's GPU, and all of its cores.
+            # One worker per job: it has the job's GPU, and all of its CPUs.
             processes=dask.config.get(f"{SECTION}.processes") or 1,
             log_directory=dask.config.get(f"{SECTION}.log-directory") or str(LOGS),
             worker_extra_args=[*dask.config.get(f"{SECTION}.worker-extra-args"), *LOOPBACK_PAGE],
@@ -93,7 +95,7 @@ def slurm_workers(jobs: int) -> Iterator[tuple[SLURMCluster, dict[str, str]]]:
             cluster,
             {
                 "DASK_SCHEDULER_ADDRESS": cluster.scheduler_address,
-                # As long as a job is queued or runs its worker may come; _run looks after that.
+                # While a job is queued or runs, its worker may still come; _run checks that.
                 "DASK_DISTRIBUTED__SCHEDULER__NO_WORKERS_TIMEOUT": "365 days",
                 "DASK_DISTRIBUTED__COMM__TLS__CA_FILE": keys["ca-file"],
                 "DASK_DISTRIBUTED__COMM__TLS__CLIENT__CERT": keys["client.cert"],
@@ -108,12 +110,12 @@ def _keys() -> Iterator[dict[str, str]]:
 
     They lie in the working folder, which the nodes see, and only its user can read them.
     """
-    made = Security.temporary()
+    security = Security.temporary()
     folder = Path(tempfile.mkdtemp(prefix=".jobqueue-", dir=Path.cwd()))
     try:
         certificate, key = folder / "certificate.pem", folder / "key.pem"
-        certificate.write_text(made.tls_client_cert, encoding="utf-8")
-        key.write_text(made.tls_client_key, encoding="utf-8")
+        certificate.write_text(security.tls_client_cert, encoding="utf-8")
+        key.write_text(security.tls_client_key, encoding="utf-8")
         roles = ("scheduler", "worker", "client")
         yield {
             "ca-file": str(certificate),
@@ -125,20 +127,20 @@ def _keys() -> Iterator[dict[str, str]]:
 
 
 def _run(command: list[str], cluster: SLURMCluster, environment: dict[str, str]) -> int:
-    # A process group of its own: whatever ends this process, it is told once, and all of it.
+    # A process group of its own: when this process ends, one signal reaches the whole group.
     process = subprocess.Popen(command, env=os.environ | environment, process_group=0)  # noqa: S603
-    idle = 0
+    empty_checks = 0
     try:
         while True:
             try:
-                return process.wait(timeout=LOOK_SECONDS)
+                return process.wait(timeout=SECONDS_BETWEEN_CHECKS)
             except subprocess.TimeoutExpired:
-                idle = idle + 1 if _nothing_left(cluster) else 0
-            if idle == MOST_LOOKS:
+                empty_checks = empty_checks + 1 if _is_empty(cluster) else 0
+            if empty_checks == MOST_EMPTY_CHECKS:
                 raise RunError(
-                    f"Expected workers, but every job of Slurm ended and none has a worker. What "
-                    f"they said is in {LOGS}: often a Python or a folder that the nodes do not "
-                    f"have, or too little memory."
+                    f"Expected workers, but every job of Slurm ended and none has a worker. Their "
+                    f"logs are in {LOGS}. Often the nodes do not have the same Python or folder, "
+                    f"or a job has too little memory: correct that, and run again."
                 )
     finally:
         if process.poll() is None:
@@ -146,18 +148,18 @@ def _run(command: list[str], cluster: SLURMCluster, environment: dict[str, str])
             process.wait()
 
 
-def _nothing_left(cluster: SLURMCluster) -> bool:
+def _is_empty(cluster: SLURMCluster) -> bool:
     """Whether there is no worker, and no job that could become one."""
     if cluster.scheduler_info["workers"]:
         return False
     numbers = {job.job_id for job in cluster.workers.values()}
-    asked = subprocess.run(  # noqa: S603
+    squeue = subprocess.run(  # noqa: S603
         ["squeue", "--noheader", "--format=%i", "--user", getpass.getuser()],  # noqa: S607
         capture_output=True,
         text=True,
         check=False,
     )
-    return asked.returncode == 0 and not numbers & set(asked.stdout.split())
+    return squeue.returncode == 0 and not numbers & set(squeue.stdout.split())
 
 
 if __name__ == "__main__":

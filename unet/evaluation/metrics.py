@@ -1,15 +1,15 @@
-"""How good a mask is: measures of pixels, of instances, and of membranes, each with its source.
+"""How good a mask is: scores of pixels, of instances and of membranes, each with its source.
 
-Pixels are counted (true and false positives and negatives), so that figures of several images add
-up. Foreground is everything but class 0.
+Pixels are counted (true and false positives and negatives), so that the counts of several images
+add up. Foreground is everything but class 0.
 
     Dice            2 TP / (2 TP + FP + FN)             Dice 1945
     IoU             TP / (TP + FP + FN)                 Jaccard 1912
     pixel error     (FP + FN) / all                     ISBI 2012 challenge
     AP at t         TP / (TP + FP + FN) of instances    Caicedo et al. 2019 (Data Science Bowl)
-    V_rand, V_info  see `Overlaps`                      Arganda-Carreras et al. 2015
+    V_rand, V_info  see `RegionScores`                  Arganda-Carreras et al. 2015
 
-The warping error of the same challenge is left out: no library that is kept up has it.
+The warping error of that challenge is left out: no maintained library has it.
 """
 
 from __future__ import annotations
@@ -29,87 +29,97 @@ Classes = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class PixelCounts:
-    """Counts of pixels: found and wanted, found only, wanted only, neither."""
+    """How many pixels are foreground in the prediction, in the truth, in both or in neither."""
 
-    both: int = 0
-    found: int = 0
-    wanted: int = 0
-    neither: int = 0
+    true_positives: int = 0
+    false_positives: int = 0
+    false_negatives: int = 0
+    true_negatives: int = 0
 
     @classmethod
-    def of(cls, found: Mask, wanted: Mask, annotated: Mask | None = None) -> PixelCounts:
+    def of(cls, prediction: Mask, truth: Mask, annotated: Mask | None = None) -> PixelCounts:
         """Count where `annotated` is true, by default everywhere."""
         if annotated is not None:
-            found, wanted = found[annotated], wanted[annotated]
-        both, only = int((found & wanted).sum()), int((found & ~wanted).sum())
-        missed = int((wanted & ~found).sum())
-        return cls(both, only, missed, found.size - both - only - missed)
+            prediction, truth = prediction[annotated], truth[annotated]
+        both = int((prediction & truth).sum())
+        only_prediction = int((prediction & ~truth).sum())
+        only_truth = int((truth & ~prediction).sum())
+        neither = prediction.size - both - only_prediction - only_truth
+        return cls(both, only_prediction, only_truth, neither)
 
     def __add__(self, other: PixelCounts) -> PixelCounts:
         return PixelCounts(
-            self.both + other.both,
-            self.found + other.found,
-            self.wanted + other.wanted,
-            self.neither + other.neither,
+            self.true_positives + other.true_positives,
+            self.false_positives + other.false_positives,
+            self.false_negatives + other.false_negatives,
+            self.true_negatives + other.true_negatives,
         )
 
     def scores(self) -> dict[str, float]:
-        """Every measure of pixels; 1 (error 0) where there is nothing and nothing was found."""
-        wrong = self.found + self.wanted
-        every = self.both + wrong + self.neither
+        """Every score of pixels, by name.
+
+        Where neither prediction nor truth has foreground all are 1, and the pixel error is 0.
+        """
+        both, errors = self.true_positives, self.false_positives + self.false_negatives
+        pixels = both + errors + self.true_negatives
         return {
-            "dice": ratio(2 * self.both, 2 * self.both + wrong),
-            "iou": ratio(self.both, self.both + wrong),
-            "pixel_error": wrong / every if every else 0.0,
-            "precision": ratio(self.both, self.both + self.found),
-            "recall": ratio(self.both, self.both + self.wanted),
+            "dice": ratio(2 * both, 2 * both + errors),
+            "iou": ratio(both, both + errors),
+            "pixel_error": errors / pixels if pixels else 0.0,
+            "precision": ratio(both, both + self.false_positives),
+            "recall": ratio(both, both + self.false_negatives),
         }
 
 
 @dataclass(frozen=True)
-class Instances:
-    """Counts of instances: how many there are, how many were found, and how many match at an IoU.
+class InstanceCounts:
+    """How many instances the prediction and the truth have, and how many of them match.
 
-    An instance matches where its IoU with another is above the threshold; from 0.5 on no instance
-    can match two.
+    matches  by threshold of THRESHOLDS: pairs whose IoU is above it. All thresholds are 0.5 or
+             more, so no instance is in two pairs.
     """
 
-    found: int = 0
-    wanted: int = 0
-    matched: tuple[int, ...] = (0,) * len(THRESHOLDS)
+    prediction: int = 0
+    truth: int = 0
+    matches: tuple[int, ...] = (0,) * len(THRESHOLDS)
 
     @classmethod
-    def of(cls, found: Labels, wanted: Labels) -> Instances:
-        """Count instances of two label images, 0 for none."""
-        table = _Table.of(found, wanted)
+    def of(cls, prediction: Labels, truth: Labels) -> InstanceCounts:
+        """Count the instances of two label images; 0 is the background."""
+        table = _Table.of(prediction, truth)
         pairs = (table.rows > 0) & (table.columns > 0)
         rows, columns, both = table.rows[pairs], table.columns[pairs], table.counts[pairs]
-        of_found, of_wanted = table.sums()
-        iou = both / (of_found[rows] + of_wanted[columns] - both)
+        prediction_sizes, truth_sizes = table.sums()
+        iou = both / (prediction_sizes[rows] + truth_sizes[columns] - both)
         return cls(
-            len(of_found) - 1,
-            len(of_wanted) - 1,
+            len(prediction_sizes) - 1,
+            len(truth_sizes) - 1,
             tuple(int((iou > threshold).sum()) for threshold in THRESHOLDS),
         )
 
-    def __add__(self, other: Instances) -> Instances:
-        matched = tuple(a + b for a, b in zip(self.matched, other.matched, strict=True))
-        return Instances(self.found + other.found, self.wanted + other.wanted, matched)
+    def __add__(self, other: InstanceCounts) -> InstanceCounts:
+        return InstanceCounts(
+            self.prediction + other.prediction,
+            self.truth + other.truth,
+            tuple(a + b for a, b in zip(self.matches, other.matches, strict=True)),
+        )
 
     def scores(self) -> dict[str, float]:
         """The average precision at every threshold: ap_50 to ap_90."""
         return {
-            f"ap_{round(100 * threshold)}": ratio(matched, self.found + self.wanted - matched)
-            for threshold, matched in zip(THRESHOLDS, self.matched, strict=True)
+            f"ap_{round(100 * threshold)}": ratio(matches, self.prediction + self.truth - matches)
+            for threshold, matches in zip(THRESHOLDS, self.matches, strict=True)
         }
 
 
 @dataclass(frozen=True)
-class Overlaps:
-    """How well a segmentation S agrees with the truth T, over the pixels where T has an object.
+class RegionScores:
+    """How well the regions S of a prediction agree with the regions T of the truth.
 
-    With p_ij the share of the pixels that are in region i of S and in region j of T, s_i and t_j
-    its sums, and the weights of both kinds of mistake equal:
+    Only pixels count where the truth has a region.
+
+    p_ij is the share of pixels that are in region i of S and in region j of T; s_i and t_j are its
+    sums. Cuts and merges weigh the same:
 
         V_rand = 2 sum p_ij^2 / (sum s_i^2 + sum t_j^2)
         V_info = 2 I(S, T) / (H(S) + H(T))
@@ -121,104 +131,109 @@ class Overlaps:
     v_info: float
 
     @classmethod
-    def of(cls, found: Labels, wanted: Labels) -> Overlaps:
-        """Compare two label images; pixels that are 0 in `wanted` are left out."""
-        inside = wanted > 0
-        table = _Table.of(found[inside], wanted[inside])
-        every = max(table.counts.sum(), 1)
-        p, (s, t) = table.counts / every, (sums / every for sums in table.sums())
+    def of(cls, prediction: Labels, truth: Labels) -> RegionScores:
+        """Compare two label images; pixels that are 0 in `truth` are left out."""
+        inside = truth > 0
+        table = _Table.of(prediction[inside], truth[inside])
+        pixels = max(table.counts.sum(), 1)
+        p, (s, t) = table.counts / pixels, (sums / pixels for sums in table.sums())
         rand = ratio(2 * (p**2).sum(), (s**2).sum() + (t**2).sum())
-        apart = _entropy(s) + _entropy(t)
-        return cls(rand, ratio(2 * (apart - _entropy(p)), apart))
+        entropies = _entropy(s) + _entropy(t)
+        return cls(rand, ratio(2 * (entropies - _entropy(p)), entropies))
 
 
 def ratio(part: float, whole: float) -> float:
-    """Their quotient; 1 where there is nothing to be found and nothing was found."""
+    """Their quotient; 1 where `whole` is 0, since then no mistake was possible."""
     return float(part / whole) if whole else 1.0
 
 
-def membranes(found: Mask, wanted: Mask) -> Overlaps:
-    """How well the membranes (Y, X) that were found part the regions between them.
+def compare_membranes(prediction: Mask, truth: Mask) -> RegionScores:
+    """How well the predicted membranes (Y, X) separate the regions between them.
 
-    Regions are connected by edges. The membranes that were found are thinned to nothing first:
-    each of their pixels joins the nearest region, so that only where a region is cut or merged
-    counts, and not how broad a membrane was drawn. (The challenge thins to skeletons, one pixel
-    wide; the difference is on those pixels only.)
+    Regions are connected by edges. The predicted membranes are thinned to nothing first: each of
+    their pixels joins the nearest region. So only a region that is cut or merged counts, not the
+    width of a membrane. (The challenge thins to skeletons, one pixel wide; the scores differ by
+    those pixels only.)
     """
-    return Overlaps.of(grown(ndimage.label(~found)[0]), ndimage.label(~wanted)[0])
+    return RegionScores.of(grow_labels(ndimage.label(~prediction)[0]), ndimage.label(~truth)[0])
 
 
 @dataclass
-class Tally:
-    """Measures of several images, added up.
+class ScoreCounter:
+    """Counts of several images, added up, and the scores that follow from them.
 
-    kinds    which: "pixels", "instances", "membranes" (mean over planes)
-    classes  of the masks; with three, the last is the border of instances
-    volumes  whether instances are volumes, else plane by plane
+    measures  which: "pixels", "instances", "membranes" (mean over planes)
+    classes   of the masks; with three, the last is the border of instances
+    volumes   whether instances are volumes, else they are counted plane by plane
     """
 
-    kinds: tuple[str, ...]
+    measures: tuple[str, ...]
     classes: int
     volumes: bool
     pixels: PixelCounts = PixelCounts()
-    instances: Instances = Instances()
-    planes: list[Overlaps] = field(default_factory=list)
+    instances: InstanceCounts = InstanceCounts()
+    planes: list[RegionScores] = field(default_factory=list)
 
-    def add(self, found: Classes, wanted: Classes, objects: Labels | None, annotated: Mask) -> None:
+    def add(
+        self, prediction: Classes, truth: Classes, objects: Labels | None, annotated: Mask
+    ) -> None:
         """Add an image; all are (Z, Y, X).
 
-        objects    its instances; by default the connected parts of `wanted`
+        objects    the true instances; by default the connected parts of `truth`
         annotated  where the labels are complete; nothing else counts
         """
-        self.pixels += PixelCounts.of(found > 0, wanted > 0, annotated)
-        if "instances" in self.kinds:
-            whole = [slice(None)] if self.volumes else [slice(z, z + 1) for z in range(len(found))]
-            for cut in whole:
-                parts = instances(found[cut], self.classes)
-                truth = instances(wanted[cut], self.classes) if objects is None else objects[cut]
-                inside = annotated[cut]
-                self.instances += Instances.of(parts * inside, truth * inside)
-        if "membranes" in self.kinds:
+        self.pixels += PixelCounts.of(prediction > 0, truth > 0, annotated)
+        if "instances" in self.measures:
+            planes = [slice(z, z + 1) for z in range(len(prediction))]
+            for part in [slice(None)] if self.volumes else planes:
+                instances = label_instances(prediction[part], self.classes)
+                true_instances = (
+                    label_instances(truth[part], self.classes) if objects is None else objects[part]
+                )
+                inside = annotated[part]
+                self.instances += InstanceCounts.of(instances * inside, true_instances * inside)
+        if "membranes" in self.measures:
             self.planes += [
-                membranes(f > 0, (w > 0) | ~a)
-                for f, w, a in zip(found, wanted, annotated, strict=True)
+                compare_membranes(p > 0, (t > 0) | ~a)
+                for p, t, a in zip(prediction, truth, annotated, strict=True)
             ]
 
     def scores(self) -> dict[str, float]:
-        """Every measure by its name."""
-        figures = self.pixels.scores()
-        if "instances" in self.kinds:
-            figures |= self.instances.scores()
-        if "membranes" in self.kinds:
-            figures["v_rand"] = float(np.mean([plane.v_rand for plane in self.planes]))
-            figures["v_info"] = float(np.mean([plane.v_info for plane in self.planes]))
-        return figures
+        """Every score by its name."""
+        scores = self.pixels.scores()
+        if "instances" in self.measures:
+            scores |= self.instances.scores()
+        if "membranes" in self.measures:
+            scores["v_rand"] = float(np.mean([plane.v_rand for plane in self.planes]))
+            scores["v_info"] = float(np.mean([plane.v_info for plane in self.planes]))
+        return scores
 
 
-def instances(classes: Classes, count: int) -> NDArray[np.int32]:
-    """Instances of a mask of classes (Y, X) or (Z, Y, X): connected parts, joined by faces.
+def label_instances(mask: Classes, classes: int) -> NDArray[np.int32]:
+    """The instances of a mask of classes, (Y, X) or (Z, Y, X): its connected parts, from 1.
 
-    With two classes the parts of class 1. With three (background, inside, border) the parts of the
-    inside, each grown over the border pixels nearest to it.
+    Parts are connected by faces. With two classes they are the parts of class 1. With three
+    (background, inside, border) they are the parts of the inside, each grown over the border pixels
+    nearest to it.
     """
-    parts: NDArray[np.int32] = ndimage.label(classes == 1)[0].astype(np.int32)
-    return np.where(classes > 0, grown(parts), 0) if count > 2 else parts
+    parts: NDArray[np.int32] = ndimage.label(mask == 1)[0].astype(np.int32)
+    return np.where(mask > 0, grow_labels(parts), 0) if classes > 2 else parts
 
 
-def grown(labels: NDArray[np.int32]) -> NDArray[np.int32]:
-    """Every pixel that has no label takes that of the nearest which has one."""
+def grow_labels(labels: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Labels without background: each pixel of the background takes the nearest label."""
     if not labels.any():
         return labels
     nearest = ndimage.distance_transform_edt(
         labels == 0, return_distances=False, return_indices=True
     )
-    filled: NDArray[np.int32] = labels[tuple(nearest)]
-    return filled
+    full: NDArray[np.int32] = labels[tuple(nearest)]
+    return full
 
 
 @dataclass(frozen=True)
 class _Table:
-    """How many pixels have label i in one image and j in another, for the pairs that occur.
+    """How many pixels have label i in one image and j in another, for each pair that occurs.
 
     rows, columns  numbers of the labels, from 1; 0 is label 0
     counts         pixels of each pair
@@ -230,7 +245,7 @@ class _Table:
 
     @classmethod
     def of(cls, first: Labels, second: Labels) -> _Table:
-        row, column = _numbered(first), _numbered(second)
+        row, column = _renumber(first), _renumber(second)
         width = int(column.max(initial=0)) + 1
         pairs, counts = np.unique(row * width + column, return_counts=True)
         return cls(pairs // width, pairs % width, counts)
@@ -244,10 +259,10 @@ class _Table:
         )
 
 
-def _numbered(labels: Labels) -> NDArray[np.intp]:
+def _renumber(labels: Labels) -> NDArray[np.intp]:
     """Labels as 1, 2, ... without gaps; 0 stays 0."""
-    found = np.unique(labels)
-    numbers: NDArray[np.intp] = np.searchsorted(found[found > 0], labels.ravel()) + 1
+    values = np.unique(labels)
+    numbers: NDArray[np.intp] = np.searchsorted(values[values > 0], labels.ravel()) + 1
     return np.where(labels.ravel() == 0, 0, numbers)
 
 

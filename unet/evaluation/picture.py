@@ -19,17 +19,17 @@ Row = dict[str, Any]
 WIDTH, HEIGHT, MARGIN = 640, 220, 48
 TICKS = 5
 COLOURS = ("#1f6fb4", "#c8501e", "#2f8a3c", "#7b4ea3", "#8a6a2f", "#4a4a4a")
-FOUND_ONLY, WANTED_ONLY = (230, 60, 40), (50, 110, 240)
-GAP = 6
+FALSE_POSITIVE, FALSE_NEGATIVE = (230, 60, 40), (50, 110, 240)  # red, blue
+GAP = 6  # pixels between pictures
 LARGEST_SIDE = 256
 
 Picture = NDArray[np.uint8]
 
 
-def curves(rows: Sequence[Row], title: str) -> str:
+def draw_curves(rows: Sequence[Row], title: str) -> str:
     """The learning curves as an SVG: one panel each for loss, Dice and pixel error.
 
-    rows  with `step`, `seconds` and any other figures; those of one panel share their first word
+    rows  with `step`, `seconds` and any other values; names of one panel share what is before ":"
     """
     panels: dict[str, list[str]] = {}
     for name in rows[-1]:
@@ -52,7 +52,7 @@ def curves(rows: Sequence[Row], title: str) -> str:
 def _panel(
     panel: str, minutes: list[float], lines: dict[str, list[float]], top: int
 ) -> Iterator[str]:
-    """One panel: axes with ticks, a line for each figure, and their names."""
+    """One panel: axes with ticks, a line for each name, and the names."""
     left, right = MARGIN, WIDTH - 150
     upper, lower = top + 12, top + HEIGHT - 34
     values = [value for line in lines.values() for value in line if math.isfinite(value)]
@@ -85,7 +85,7 @@ def _panel(
         yield f'<text x="{right + 8}" y="{height}" fill="{colour}">{escape(label)}</text>'
 
 
-def page(rows: Sequence[Picture]) -> bytes:
+def encode_page(rows: Sequence[Picture]) -> bytes:
     """Rows of pictures (Y, X, 3), one under the other, as a PNG."""
     width = max(row.shape[1] for row in rows)
     strips = []
@@ -96,23 +96,26 @@ def page(rows: Sequence[Picture]) -> bytes:
     return bytes(imagecodecs.png_encode(np.concatenate(strips)))
 
 
-def compared(pixels: NDArray[Any], found: NDArray[np.bool_], wanted: NDArray[np.bool_]) -> Picture:
-    """Image, mask, and errors side by side: found only in red, missed in blue.
+def draw_comparison(
+    pixels: NDArray[Any], prediction: NDArray[np.bool_], truth: NDArray[np.bool_]
+) -> Picture:
+    """Image, mask and errors side by side: false positives are red, false negatives are blue.
 
     pixels  (C, Y, X), of any scale; masks (Y, X)
     """
-    cut = tuple(slice(0, min(side, LARGEST_SIDE)) for side in found.shape)
-    found, wanted = found[cut], wanted[cut]
-    errors = np.repeat((found & wanted)[..., None] * np.uint8(200), 3, axis=-1)
-    errors[found & ~wanted] = FOUND_ONLY
-    errors[wanted & ~found] = WANTED_ONLY
-    return beside([on_screen(pixels[(slice(None), *cut)]), white(found), errors])
+    part = tuple(slice(0, min(side, LARGEST_SIDE)) for side in prediction.shape)
+    prediction, truth = prediction[part], truth[part]
+    errors = np.repeat((prediction & truth)[..., None] * np.uint8(200), 3, axis=-1)
+    errors[prediction & ~truth] = FALSE_POSITIVE
+    errors[truth & ~prediction] = FALSE_NEGATIVE
+    image = image_to_rgb(pixels[(slice(None), *part)])
+    return join_panels([image, mask_to_rgb(prediction), errors])
 
 
-def on_screen(pixels: NDArray[Any]) -> Picture:
-    """Pixels (C, Y, X) as (Y, X, 3): three channels are colours, of other numbers the first.
+def image_to_rgb(pixels: NDArray[Any]) -> Picture:
+    """Pixels (C, Y, X) as (Y, X, 3): of three channels in colour, else the first in grey.
 
-    Colours of 8 bits are what a screen shows; other values are stretched between their percentiles.
+    Colours of 8 bits stay as they are. Other values are stretched between two percentiles.
     """
     rgb = np.moveaxis(pixels if len(pixels) == 3 else pixels[:1], 0, -1)
     if rgb.dtype != np.uint8 or rgb.shape[-1] == 1:
@@ -121,13 +124,13 @@ def on_screen(pixels: NDArray[Any]) -> Picture:
     return np.broadcast_to(rgb, (*rgb.shape[:2], 3))
 
 
-def white(mask: NDArray[np.bool_]) -> Picture:
+def mask_to_rgb(mask: NDArray[np.bool_]) -> Picture:
     """A mask (Y, X), white on black."""
     return np.repeat(mask[..., np.newaxis] * np.uint8(255), 3, axis=-1)
 
 
-def beside(panels: Sequence[Picture], gap: int = GAP) -> Picture:
-    """Pictures of one height, from left to right, `gap` pixels apart."""
-    between = np.full((panels[0].shape[0], gap, 3), 255, np.uint8)
-    parts = [part for panel in panels for part in (between, panel)]
+def join_panels(panels: Sequence[Picture], gap: int = GAP) -> Picture:
+    """Pictures of equal height, from left to right, `gap` pixels apart."""
+    space = np.full((panels[0].shape[0], gap, 3), 255, np.uint8)
+    parts = [part for panel in panels for part in (space, panel)]
     return np.concatenate(parts[1:], axis=1)

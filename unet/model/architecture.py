@@ -16,7 +16,7 @@ For the network of Ronneberger, Fischer & Brox 2015 (https://arxiv.org/abs/1505.
     |<---- halo 94 --->|                             |<--- halo 94 --->|
 
 388 is no multiple of the stride 16. Windows 388 px apart would see the image at different pooling
-phases and disagree where they meet, so 2 px a side are computed and not kept.
+phases and disagree where they meet, so 2 px on each side are computed and not kept.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Architecture:
     kernels               per level from the top, per axis: the odd size of both convolutions
     pools                 per level but the lowest, per axis: 2, or 1 where an axis is not pooled
 
-    `kernels` has one entry more than `pools`; their entries have one number an axis (2 or 3 axes).
+    `kernels` has one entry more than `pools`; each entry has one number per axis (2 or 3 axes).
     Build it with `Architecture.of`, which accepts short forms.
     """
 
@@ -63,7 +63,7 @@ class Architecture:
         kernel: PerLevel = 3,
         pool: PerLevel = 2,
     ) -> Architecture:
-        """Spell out short forms: a number for all, one an axis, or one an axis for each level.
+        """Spell out short forms: one number for all, one per axis, or one per axis and level.
 
         Raises ModelError where the numbers define no network.
         """
@@ -81,8 +81,8 @@ class Architecture:
         pools = _per_level("pool", pool, depth, dims)
         if any(k % 2 == 0 for level in kernels for k in level):
             raise ModelError(
-                f"Expected odd kernel sizes, got {kernel}: an even kernel has no centre, so the "
-                f"result would lie half a pixel beside its image."
+                f"Expected odd kernel sizes, got {kernel}: an even kernel has no centre, and would "
+                f"shift the result by half a pixel. Choose the next odd size."
             )
         return cls(in_channels, classes, width, kernels, pools)
 
@@ -98,7 +98,7 @@ class Architecture:
 
     @property
     def stride(self) -> Sizes:
-        """Per axis, the shifts that the network commutes with are multiples of this (16)."""
+        """Per axis, the network commutes with shifts by multiples of this (16)."""
         return tuple(math.prod(level) for level in zip(*self.pools, strict=True))
 
     @property
@@ -115,8 +115,8 @@ class Architecture:
     def halo(self) -> tuple[tuple[int, int], ...]:
         """Per axis, what a window reads before and after its core (94, 94).
 
-        The output of every legal window is longer than a multiple of the stride by the same rest;
-        half of the rest is cut from each side, so that cores can lie on the lattice.
+        The output of every legal window is a multiple of the stride plus one constant rest. Half
+        of that rest is cut from each side, so that cores can lie on the lattice.
         """
         halos = []
         for axis, (loss, stride) in enumerate(zip(self.loss, self.stride, strict=True)):
@@ -161,26 +161,27 @@ class Architecture:
         return sum(layer.flop for layer in self._layers(window))
 
     def peak_bytes(self, window: Sequence[int]) -> int:
-        """float32 bytes of activations alive at once in the forward pass of one window, at most.
+        """The most float32 bytes of activations in memory at once, in one window's forward pass.
 
-        At each step: the skip tensors kept so far, the step's input, its output, and one more
-        output for what the convolution library reorders, or where a skip tensor is joined, both.
+        At each step these are the skip tensors so far, the step's input, its output, and one more
+        output: for what the convolution library reorders, or for the joined skip tensor.
         """
-        return max(layer.alive for layer in self._layers(window)) * FLOAT32_BYTES
+        return max(layer.alive_values for layer in self._layers(window)) * FLOAT32_BYTES
 
     def training_bytes(self, window: Sequence[int]) -> int:
-        """float32 bytes that training on one window takes, about: activations are all kept.
+        """About how many float32 bytes of activations training on one window takes.
 
-        What every convolution reads is kept for its gradient; on the way back the largest layer
-        needs its result and its gradient too.
+        The input of every convolution stays in memory for its gradient. In the backward pass the
+        largest layer also needs its output and the gradient of that.
         """
         layers = list(self._layers(window))
-        kept = sum(layer.read for layer in layers)
-        return (kept + 3 * max(layer.written for layer in layers)) * FLOAT32_BYTES
+        inputs = sum(layer.input_values for layer in layers)
+        largest_output = max(layer.output_values for layer in layers)
+        return (inputs + 3 * largest_output) * FLOAT32_BYTES
 
     @property
     def parameters(self) -> int:
-        """Trained numbers: weights and biases (31,030,658 for the network of 2015)."""
+        """How many weights and biases there are (31,030,658 for the network of 2015)."""
         return sum(layer.parameters for layer in self._layers(self._smallest()))
 
     def _smallest(self) -> Sizes:
@@ -206,83 +207,92 @@ class Architecture:
     def _layers(self, window: Sequence[int]) -> Iterator[_Layer]:
         """Every convolution of the forward pass, with its numbers of values."""
         size: Sizes = tuple(window)
-        channels, kept = self.in_channels, 0
+        channels, skip_values = self.in_channels, 0
         skips: list[int] = []
         for level, kernel in enumerate(self.kernels):
             out = self.width << level
             for _ in range(2):
-                layer = _convolution(kernel, channels, out, size, kept)
+                layer = _convolution(kernel, channels, out, size, skip_values)
                 yield layer
                 size, channels = layer.size, out
             if level < self.depth:
-                skips.append(layer.written)
-                kept += layer.written
+                skips.append(layer.output_values)
+                skip_values += layer.output_values
                 size = tuple(s // p for s, p in zip(size, self.pools[level], strict=True))
         for level in reversed(range(self.depth)):
             pool, kernel, out = self.pools[level], self.kernels[level], self.width << level
-            up = _up_convolution(pool, channels, out, size, kept)
+            up = _up_convolution(pool, channels, out, size, skip_values)
             yield up
-            size, kept = up.size, kept - skips.pop()
+            size, skip_values = up.size, skip_values - skips.pop()
             channels = 2 * out
             for _ in range(2):
-                layer = _convolution(kernel, channels, out, size, kept)
+                layer = _convolution(kernel, channels, out, size, skip_values)
                 yield layer
                 size, channels = layer.size, out
-        yield _convolution((1,) * self.dims, channels, self.classes, size, kept)
+        yield _convolution((1,) * self.dims, channels, self.classes, size, skip_values)
 
 
 @dataclass(frozen=True)
 class _Layer:
-    """One convolution: numbers of values read, written and alive at once, and its cost."""
+    """One convolution: what it costs, and how many values it has.
+
+    size           of its output, per axis
+    input_values   that it reads, output_values that it writes
+    alive_values   that are in memory while it runs
+    """
 
     size: Sizes
-    read: int
-    written: int
-    alive: int
+    input_values: int
+    output_values: int
+    alive_values: int
     flop: int
     parameters: int
 
 
-def _convolution(kernel: Sizes, inputs: int, outputs: int, size: Sizes, kept: int) -> _Layer:
+def _convolution(
+    kernel: Sizes, in_channels: int, out_channels: int, size: Sizes, skip_values: int
+) -> _Layer:
     after = tuple(s - k + 1 for s, k in zip(size, kernel, strict=True))
-    read, written = inputs * math.prod(size), outputs * math.prod(after)
-    weights = inputs * outputs * math.prod(kernel)
+    input_values, output_values = in_channels * math.prod(size), out_channels * math.prod(after)
+    weights = in_channels * out_channels * math.prod(kernel)
     return _Layer(
         size=after,
-        read=read,
-        written=written,
-        alive=kept + read + 2 * written,
+        input_values=input_values,
+        output_values=output_values,
+        alive_values=skip_values + input_values + 2 * output_values,
         flop=2 * weights * math.prod(after),
-        parameters=weights + outputs,
+        parameters=weights + out_channels,
     )
 
 
-def _up_convolution(pool: Sizes, inputs: int, outputs: int, size: Sizes, kept: int) -> _Layer:
+def _up_convolution(
+    pool: Sizes, in_channels: int, out_channels: int, size: Sizes, skip_values: int
+) -> _Layer:
     after = tuple(s * p for s, p in zip(size, pool, strict=True))
-    written = outputs * math.prod(after)
-    weights = inputs * outputs * math.prod(pool)
+    output_values = out_channels * math.prod(after)
     return _Layer(
         size=after,
-        read=inputs * math.prod(size),
-        written=written,
-        alive=kept + 3 * written,  # beside it, itself joined with as much of a skip tensor
-        flop=2 * inputs * outputs * math.prod(after),
-        parameters=weights + outputs,
+        input_values=in_channels * math.prod(size),
+        output_values=output_values,
+        # beside the skip tensors: the output, and the output joined with as large a skip tensor
+        alive_values=skip_values + 3 * output_values,
+        flop=2 * in_channels * out_channels * math.prod(after),
+        parameters=in_channels * out_channels * math.prod(pool) + out_channels,
     )
 
 
 def _per_level(name: str, value: PerLevel, levels: int, dims: int) -> tuple[Sizes, ...]:
     """Spell out `value` as one tuple of `dims` positive integers for each of `levels`."""
     if isinstance(value, int):
-        spelled: list[Sizes] = [(value,) * dims] * levels
+        rows: list[Sizes] = [(value,) * dims] * levels
     else:
-        rows: list[int | Sequence[int]] = list(value)
-        flat = tuple(row for row in rows if isinstance(row, int))
-        nested = [tuple(row) for row in rows if not isinstance(row, int)]
-        spelled = nested if nested and not flat else [flat] * levels
-    if len(spelled) != levels or any(len(row) != dims or min(row) < 1 for row in spelled):
+        items: list[int | Sequence[int]] = list(value)
+        flat = tuple(item for item in items if isinstance(item, int))
+        nested = [tuple(item) for item in items if not isinstance(item, int)]
+        rows = nested if nested and not flat else [flat] * levels
+    if len(rows) != levels or any(len(row) != dims or min(row) < 1 for row in rows):
         raise ModelError(
-            f"Expected {name} as one number, {dims} numbers (one an axis), or {levels} rows of "
-            f"{dims} numbers (one row a level), all at least 1; got {value}."
+            f"Expected {name} as one number, {dims} numbers (one per axis), or {levels} rows of "
+            f"{dims} numbers (one row per level), all at least 1; got {value}."
         )
-    return tuple(spelled)
+    return tuple(rows)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 def decide(foreground: NDArray[Any], threshold: float) -> NDArray[np.uint8]:
     """The class of each pixel, (t, 1, z, y, x), from its foreground probabilities (t, c, z, y, x).
 
-    Two classes: 1 above the threshold. More: the most probable, of equal ones the first.
+    Two classes: 1 above the threshold. More: the most probable one; the first, if several are.
     """
     if foreground.shape[1] == 1:
         return (foreground > threshold).astype(np.uint8)
@@ -20,13 +20,14 @@ def decide(foreground: NDArray[Any], threshold: float) -> NDArray[np.uint8]:
 
 
 def with_background(foreground: NDArray[Any]) -> NDArray[Any]:
-    """All classes (t, classes, z, y, x): the background is what the others lack to 1.
+    """Probabilities of all classes (t, classes, z, y, x): the background is 1 minus the others.
 
-    Summed class by class, since numpy's own sum takes an order that depends on the shape.
+    Subtracted class by class, since numpy's own sum takes an order that depends on the shape.
     """
-    every = np.empty((foreground.shape[0], foreground.shape[1] + 1, *foreground.shape[2:]), "f4")
-    every[:, 0] = 1
+    shape = (foreground.shape[0], foreground.shape[1] + 1, *foreground.shape[2:])
+    probabilities = np.empty(shape, "f4")
+    probabilities[:, 0] = 1
     for k in range(foreground.shape[1]):
-        every[:, 0] -= foreground[:, k]
-        every[:, k + 1] = foreground[:, k]
-    return every
+        probabilities[:, 0] -= foreground[:, k]
+        probabilities[:, k + 1] = foreground[:, k]
+    return probabilities

@@ -1,8 +1,8 @@
 """A model on disk: a folder with `model.yaml` and its weights, and nothing that executes.
 
     unet/shipped_models/fluo-nuclei/
-        model.yaml             what the network is, what it expects, what it saw, whose it is
-        weights.safetensors    its trained numbers, named by sha256 in model.yaml
+        model.yaml             the network, its input, its training data, its licence
+        weights.safetensors    its weights, whose sha256 is in model.yaml
 
 A plain PyTorch state dict (`weights.pt`) may stand in for the safetensors file; it is read with
 `weights_only=True`, so it cannot run code either. Everything is checked before any image is read.
@@ -33,7 +33,7 @@ class ModelSpec:
 
     classes      names of the network's output channels; the first is the background
     channels     names of the image channels it expects
-    pixel_size   micrometres per pixel of the images it was trained on, y and x; None if it
+    pixel_size   micrometres per pixel, in y and x, of the images it was trained on; None if it
                  does not matter
     fingerprint  sha256 over the weights, the network and the normalisation: two models with the
                  same fingerprint predict the same
@@ -51,22 +51,22 @@ class ModelSpec:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hex sha256 of all that the prediction of given pixels depends on, but the device."""
-        said = (self.weights_sha256, self.architecture, self.normalisation)
-        return hashlib.sha256(repr(said).encode()).hexdigest()
+        """Hex sha256 of everything but pixels and device that a prediction depends on."""
+        parts = (self.weights_sha256, self.architecture, self.normalisation)
+        return hashlib.sha256(repr(parts).encode()).hexdigest()
 
     def refuse_channels(self, names: tuple[str, ...], path: str) -> None:
         """Raise ModelError if an image does not have as many channels as the network."""
-        wanted = self.architecture.in_channels
-        if len(names) == wanted:
+        count = self.architecture.in_channels
+        if len(names) == count:
             return
         advice = (
-            f"Choose them with `channels`, for example `channels: [{', '.join(names[:wanted])}]`"
-            if len(names) > wanted
+            f"Choose them with `channels`, for example `channels: [{', '.join(names[:count])}]`"
+            if len(names) > count
             else "Choose another model: channels that are not in the image cannot be made up"
         )
         raise ModelError(
-            f"Expected an image with {wanted} channels ({', '.join(self.channels)}) for the model "
+            f"Expected an image with {count} channels ({', '.join(self.channels)}) for the model "
             f"{self.name}, got {len(names)} ({', '.join(names)}) in {path}. {advice}."
         )
 
@@ -86,38 +86,38 @@ def find_model(name_or_path: str | Path) -> ModelSpec:
     Raises ModelError.
     """
     folder = _folder(name_or_path)
-    described = _described(folder)
-    weights = folder / described["weights"]["file"]
+    description = _read_description(folder)
+    weights = folder / description["weights"]["file"]
     if weights.parent != folder or not weights.is_file():
         raise ModelError(
             f"Expected the weights at {weights}, as model.yaml says, and found no file there. "
-            f"Copy the file into the model's folder, or mend `weights: file`."
+            f"Copy the file into the model's folder, or correct `weights: file`."
         )
-    found = file_sha256(weights)
-    stated = described["weights"].get("sha256")
-    if stated is not None and stated != found:
+    sha256 = file_sha256(weights)
+    expected = description["weights"].get("sha256")
+    if expected is not None and expected != sha256:
         raise ModelError(
-            f"Expected {weights} to have the sha256 {stated}, got {found}: the file is damaged "
-            f"or is another version. Fetch it again, or state the new sha256 in model.yaml."
+            f"Expected {weights} to have the sha256 {expected}, got {sha256}: the file is damaged "
+            f"or is another version. Copy it again, or write the new sha256 into model.yaml."
         )
-    network = dict(described["network"])
-    architecture = Architecture.of(classes=len(described["classes"]), **network)
-    channels = tuple(described.get("channels") or map(str, range(architecture.in_channels)))
+    network = dict(description["network"])
+    architecture = Architecture.of(classes=len(description["classes"]), **network)
+    channels = tuple(description.get("channels") or map(str, range(architecture.in_channels)))
     if len(channels) != architecture.in_channels:
         raise ModelError(
             f"Expected {architecture.in_channels} names in `channels` of {folder}/model.yaml, one "
-            f"for each of the network's in_channels, got {len(channels)}."
+            f"for each of the network's in_channels, got {len(channels)}. Correct one of the two."
         )
     return ModelSpec(
         folder=folder,
-        name=described["name"],
+        name=description["name"],
         architecture=architecture,
-        classes=tuple(described["classes"]),
+        classes=tuple(description["classes"]),
         channels=channels,
-        normalisation=Normalisation(**described["normalisation"]),
-        pixel_size=described.get("pixel_size"),
+        normalisation=Normalisation(**description["normalisation"]),
+        pixel_size=description.get("pixel_size"),
         weights=weights,
-        weights_sha256=found,
+        weights_sha256=sha256,
     )
 
 
@@ -128,9 +128,9 @@ def file_sha256(path: Path) -> str:
 
 
 def _folder(name_or_path: str | Path) -> Path:
-    given = Path(name_or_path)
-    is_name = isinstance(name_or_path, str) and given.name == name_or_path
-    folder = SHIPPED / given if is_name and (SHIPPED / given).is_dir() else given
+    path = Path(name_or_path)
+    is_name = isinstance(name_or_path, str) and path.name == name_or_path
+    folder = SHIPPED / path if is_name and (SHIPPED / path).is_dir() else path
     if not (folder / "model.yaml").is_file():
         shipped = ", ".join(sorted(p.name for p in SHIPPED.glob("*/") if p.is_dir())) or "none"
         raise ModelError(
@@ -140,16 +140,16 @@ def _folder(name_or_path: str | Path) -> Path:
     return folder.resolve()
 
 
-def _described(folder: Path) -> dict[str, Any]:
+def _read_description(folder: Path) -> dict[str, Any]:
     path = folder / "model.yaml"
     try:
-        described = yaml.safe_load(path.read_text(encoding="utf-8"))
+        description = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        said = " ".join(str(error).split())
-        raise ModelError(f"Expected YAML in {path}, but it does not parse: {said}.") from error
+        reason = " ".join(str(error).split())
+        raise ModelError(f"Expected YAML in {path}, but it does not parse: {reason}.") from error
     schema = yaml.safe_load(SCHEMA.read_text(encoding="utf-8"))
-    errors = list(Draft202012Validator(schema).iter_errors(described))
+    errors = list(Draft202012Validator(schema).iter_errors(description))
     if errors:
-        said = "; ".join(f"{e.json_path.removeprefix('$.') or 'file'}: {e.message}" for e in errors)
-        raise ModelError(f"Expected {path} to describe a model, but {said}.")
-    return dict(described)
+        problems = [f"{e.json_path.removeprefix('$.') or 'file'}: {e.message}" for e in errors]
+        raise ModelError(f"Expected {path} to describe a model, but {'; '.join(problems)}.")
+    return dict(description)

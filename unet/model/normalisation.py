@@ -1,9 +1,10 @@
-"""Statistics of a whole image, for normalisation that no window can see.
+"""Statistics of a whole image, for a normalisation that is the same in every window.
 
-Why a histogram: it is the one summary that is exact for 8 and 16 bit images, has a fixed size, and
-adds up to the same numbers in whatever order its parts are counted; means, deviations and
-percentiles all follow from it. Normalising each tile by itself instead draws the grid of the tiles
-into the result.
+Why of the whole image: where each tile is normalised by itself, the grid of the tiles shows in the
+result.
+
+Why a histogram: it is exact for 8 and 16 bit images, has a fixed size, and its counts add up to the
+same numbers in any order. Mean, standard deviation and percentiles all follow from it.
 """
 
 from __future__ import annotations
@@ -16,16 +17,16 @@ from numpy.typing import NDArray
 from unet.errors import SourceError
 
 BINS = 1 << 16
-STRIP = 1 << 19  # values counted at a time: more would leave the CPU's cache
+STRIP = 1 << 19  # values per step: more would not fit the CPU's cache
 
 
 @dataclass(frozen=True)
 class Bins:
     """How values map to bins: 65,536 equal bins over [low, low + BINS * width).
 
-    For integers of 8 and 16 bits a bin is a value, and everything derived is exact. For wider
-    integers and floats the bins span the image's own minimum to maximum, and a percentile is
-    exact to 1/65,536 of that span.
+    For integers of 8 and 16 bits each value has its own bin, and every statistic is exact. For
+    wider integers and floats the bins span the image from its minimum to its maximum, and a
+    percentile is exact to 1/65,536 of that span.
     """
 
     low: float
@@ -64,12 +65,12 @@ class Bins:
 
 @dataclass(frozen=True)
 class Summary:
-    """What normalisation needs to know of one channel, in the image's own units."""
+    """Statistics of one channel, in the image's own units; `std` is the standard deviation."""
 
     minimum: float
     maximum: float
     mean: float
-    deviation: float
+    std: float
     percentiles: dict[float, float]
 
     @classmethod
@@ -78,12 +79,12 @@ class Summary:
         total = int(counts.sum())
         if total == 0:
             raise SourceError("Expected an image with pixels, got none to take statistics of.")
-        filled = np.flatnonzero(counts)
-        values = bins.low + filled * bins.width
-        weights = counts[filled] / total
+        nonempty = np.flatnonzero(counts)
+        values = bins.low + nonempty * bins.width
+        weights = counts[nonempty] / total
         mean = float(weights @ values)
         cumulative = np.cumsum(counts)
-        reached = {
+        bin_by_percentile = {
             p: int(np.searchsorted(cumulative, max(1, int(np.ceil(total * p / 100)))))
             for p in percentiles
         }
@@ -91,18 +92,20 @@ class Summary:
             minimum=float(values[0]),
             maximum=float(values[-1]),
             mean=mean,
-            deviation=float(np.sqrt(weights @ (values - mean) ** 2)),
-            percentiles={p: float(bins.low + index * bins.width) for p, index in reached.items()},
+            std=float(np.sqrt(weights @ (values - mean) ** 2)),
+            percentiles={
+                p: float(bins.low + index * bins.width) for p, index in bin_by_percentile.items()
+            },
         )
 
 
 @dataclass(frozen=True)
 class Normalisation:
-    """How pixel values become the network's input: (value - offset) * scale, one pair a channel.
+    """How pixel values become the network's input: (value - offset) * scale, by channel.
 
     method   `range`: `low` and `high`, in the image's own units, become 0 and 1;
              `percentile`: the percentiles `low` and `high` of the whole image become 0 and 1;
-             `zscore`: the whole image's mean becomes 0 and its deviation 1.
+             `zscore`: the mean of the whole image becomes 0 and its standard deviation 1.
     """
 
     method: str
@@ -115,11 +118,14 @@ class Normalisation:
         return (self.low, self.high) if self.method == "percentile" else ()
 
     def affine(self, summaries: list[Summary]) -> tuple[list[float], list[float]]:
-        """Offsets and scales, one a channel. A constant channel has scale 1: it becomes 0."""
+        """Offsets and scales, one per channel. A constant channel becomes 0: its scale is 1.
+
+        Raises SourceError where a channel that is not constant has no range to normalise by.
+        """
         spans = []
         for summary in summaries:
             if self.method == "zscore":
-                spans.append((summary.mean, summary.deviation))
+                spans.append((summary.mean, summary.std))
             elif self.method == "percentile":
                 low = summary.percentiles[self.low]
                 spans.append((low, summary.percentiles[self.high] - low))
@@ -128,7 +134,7 @@ class Normalisation:
         for channel, (summary, (_, span)) in enumerate(zip(summaries, spans, strict=True)):
             if span <= 0 and summary.minimum < summary.maximum:
                 raise SourceError(
-                    f"Expected channel {channel} to have values to normalise by, but those that "
+                    f"Expected channel {channel} to have values to normalise by, but the two that "
                     f"{self} takes are equal, although it reaches from {summary.minimum} to "
                     f"{summary.maximum}: probably nearly all of it is one value, or a few extreme "
                     f"pixels hide the rest. Clip them, or normalise by a fixed range."
@@ -137,7 +143,7 @@ class Normalisation:
 
 
 def summarise(image: NDArray[np.generic], percentiles: tuple[float, ...]) -> list[Summary]:
-    """The summaries of an image in memory, (C, ...): one a channel.
+    """The statistics of an image in memory, (C, ...): one summary per channel.
 
     Raises SourceError for values that are not finite.
     """

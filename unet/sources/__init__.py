@@ -1,8 +1,8 @@
-"""The images that the workflow reads, by what lies behind a path; see `base` for what they offer.
+"""The images that the workflow reads, of any format; `base` says what an image offers.
 
-Listing is apart from opening, since the workflow is planned where images may be slow to open:
-`local_files` only reads names, `file_signature` only sizes and times. A format is recognised by its
-first bytes, never by a suffix. The libraries of a format are imported when such an image is opened.
+To plan the workflow no image is opened, since that may be slow: `local_files` only reads names,
+`file_signature` only sizes and times. A format is recognised by its first bytes, never by a suffix.
+The libraries of a format are imported when such an image is opened.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from unet.sources.image import Image, RawImage
 from unet.storage.location import Location, RemotePath, locate
 
 ZARR_METADATA = ("zarr.json", ".zattrs", ".zarray", ".zgroup")
+WILDCARDS = frozenset("*?[")
 SLICE_SUFFIXES = {".tif": "TIFF", ".tiff": "TIFF", ".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 MAGIC = {
     b"II\x2a\x00": "tiff",
@@ -38,21 +39,21 @@ MAGIC = {
 
 
 def open_source(spec: SourceSpec) -> Source:
-    """Open the image behind `spec`, of whatever format.
+    """Open the image that `spec` names, of any format.
 
-    Raises SourceError if it is not there, is not an image this project reads, is damaged, or does
-    not say what has to be known and the spec does not say it either.
+    Raises SourceError if it does not exist, has an unknown format, is damaged, or if neither the
+    file nor the spec has what has to be known, such as the axes.
     """
-    found = _find(spec)
+    raw = _open_raw(spec)
     try:
-        return Image(spec, found)
+        return Image(spec, raw)
     except SourceError:
-        found.pixels.close()
+        raw.pixels.close()
         raise
 
 
 def local_files(path: str) -> list[str]:
-    """The files of an image on this machine, as a workflow declares them; none of a URL.
+    """The files of an image on this machine, for the `input` of a rule; none for a URL.
 
     No server is asked, so that a workflow can be planned without a network.
     """
@@ -60,26 +61,26 @@ def local_files(path: str) -> list[str]:
 
 
 def file_signature(path: str, most: int) -> str:
-    """What changes when an image on this machine does: a name of its files' sizes and times.
+    """A digest of the sizes and times of an image's files: it changes when a file is changed.
 
-    most  files and folders that are looked at: of a Zarr those above first, and of its folders
-          the times too, since a chunk that is replaced by another gives its folder a new one
+    most  files and folders to include. Of a Zarr image, upper folders come first. Folders count
+          too: replacing a chunk by another changes the time of its folder.
 
     Empty for a URL: no server is asked. Raises SourceError if there is nothing to read.
     """
-    place = locate(path)
-    if not isinstance(place, Path):
+    location = locate(path)
+    if not isinstance(location, Path):
         return ""
     files = source_files(path)
-    there = _inside(place, most) if _is_zarr(files) else map(Path, files)
-    seen = hashlib.sha256()
-    for file in islice(there, most):
-        seen.update(f"{file} {_stamp(file)}\n".encode())
-    return seen.hexdigest()[:16]
+    paths = _walk(location, most) if _is_zarr(files) else map(Path, files)
+    digest = hashlib.sha256()
+    for file in islice(paths, most):
+        digest.update(f"{file} {_size_and_time(file)}\n".encode())
+    return digest.hexdigest()[:16]
 
 
-def _inside(folder: Path, most: int) -> Iterator[Path]:
-    """A folder and what lies in it, breadth first, at most so many of each folder."""
+def _walk(folder: Path, most: int) -> Iterator[Path]:
+    """A folder and everything in it, breadth first, at most `most` entries of each folder."""
     yield folder
     folders = deque([folder])
     while folders:
@@ -90,12 +91,12 @@ def _inside(folder: Path, most: int) -> Iterator[Path]:
                     folders.append(Path(entry))
 
 
-def _stamp(file: Path) -> tuple[int, int] | None:
+def _size_and_time(file: Path) -> tuple[int, int] | None:
     try:
-        found = file.stat()
-    except OSError:  # such as a link that leads nowhere: whether it matters is seen when it is read
+        stat = file.stat()
+    except OSError:  # such as a broken link: if it matters, reading the image raises an error
         return None
-    return (0 if S_ISDIR(found.st_mode) else found.st_size), found.st_mtime_ns
+    return (0 if S_ISDIR(stat.st_mode) else stat.st_size), stat.st_mtime_ns
 
 
 def _is_zarr(files: list[str]) -> bool:
@@ -105,29 +106,29 @@ def _is_zarr(files: list[str]) -> bool:
 def source_files(path: str) -> list[str]:
     """The files that an image is made of; no image is opened.
 
-    A file is itself; a folder of slices or a glob is its files in natural order (slice_2 before
-    slice_10); a Zarr image is its metadata files. Of a URL its server is asked. Raises SourceError
-    if there is nothing to read.
+    For a folder of slices or a glob these are its files in natural order (slice_2 before slice_10),
+    for a Zarr image its metadata files. For a URL the server is asked. Raises SourceError if there
+    is nothing to read.
     """
     try:
-        return _listed(path, locate(path))
+        return _files_at(path, locate(path))
     except OSError as error:
         raise SourceError(
             f"{path} cannot be listed ({error}). Change its permissions, or the path."
         ) from error
 
 
-def _listed(path: str, place: Location) -> list[str]:
-    if place.is_dir():
-        metadata = [str(place / name) for name in ZARR_METADATA if (place / name).is_file()]
-        return metadata or _slices_in(place)
-    if place.is_file():
-        if isinstance(place, Path) and not os.access(place, os.R_OK):
+def _files_at(path: str, location: Location) -> list[str]:
+    if location.is_dir():
+        metadata = [location / name for name in ZARR_METADATA if (location / name).is_file()]
+        return list(map(str, metadata)) or _slices_in(location)
+    if location.is_file():
+        if isinstance(location, Path) and not os.access(location, os.R_OK):
             raise SourceError(f"{path} is there but may not be read. Change its permissions.")
         return [path]
-    if any(sign in path for sign in "*?["):
-        return _matches(path)
-    if isinstance(place, RemotePath):
+    if any(character in path for character in WILDCARDS):
+        return _glob(path)
+    if isinstance(location, RemotePath):
         raise SourceError(
             f"{path} does not exist: its server has no such file, and lists none under this name. "
             "The URL is probably misspelt; Zarr images and folders are read from s3:// only."
@@ -138,43 +139,43 @@ def _listed(path: str, place: Location) -> list[str]:
     )
 
 
-def _find(spec: SourceSpec) -> RawImage:
+def _open_raw(spec: SourceSpec) -> RawImage:
     files = source_files(spec.path)
     if files == [spec.path]:
-        return _find_file(spec)
+        return _open_raw_file(spec)
     if _is_zarr(files):
-        from unet.sources.zarr_source import find_zarr
+        from unet.sources.zarr_source import open_zarr
 
-        return find_zarr(spec)
-    from unet.sources.slices import find_stack
+        return open_zarr(spec)
+    from unet.sources.slices import open_stack
 
-    return find_stack(spec, files, _find_file)
+    return open_stack(spec, files, _open_raw_file)
 
 
-def _find_file(spec: SourceSpec) -> RawImage:
-    """What one file holds, told by its first bytes."""
+def _open_raw_file(spec: SourceSpec) -> RawImage:
+    """The image of one file; its format is recognised by the first bytes."""
     try:
         with closing(open_file(spec.path)) as file:
-            (start,) = file.pieces([(0, min(8, file.size))])
+            (first_bytes,) = file.read_ranges([(0, min(8, file.size))])
     except OSError as error:
         raise SourceError(f"{spec.path} cannot be opened ({error}).") from error
-    kind = next((kind for magic, kind in MAGIC.items() if start.startswith(magic)), None)
+    kind = next((kind for magic, kind in MAGIC.items() if first_bytes.startswith(magic)), None)
     if kind == "tiff":
-        from unet.sources.tiff import find_tiff
+        from unet.sources.tiff.series import open_tiff
 
-        return find_tiff(spec)
+        return open_tiff(spec)
     if kind == "npy":
-        from unet.sources.npy import find_npy
+        from unet.sources.npy import open_npy
 
-        return find_npy(spec)
+        return open_npy(spec)
     if kind == "raster":
-        from unet.sources.slices import find_raster
+        from unet.sources.slices import open_raster
 
-        return find_raster(spec)
+        return open_raster(spec)
     raise SourceError(
         f"{spec.path} is not an image this project reads: expected TIFF (also SVS, NDPI, SCN, "
         f"QPTIFF, OME-TIFF), PNG, JPEG, .npy, .npz, or a Zarr folder, but it starts with "
-        f"{start!r}. Convert it, for example to OME-TIFF or OME-Zarr with bioformats2raw."
+        f"{first_bytes!r}. Convert it, for example to OME-TIFF or OME-Zarr with bioformats2raw."
     )
 
 
@@ -192,25 +193,29 @@ def _slices_in(folder: Location) -> list[str]:
             f"{folder} holds {' and '.join(kinds)} files, so it is unclear which are the slices. "
             f"Set the path to a glob, such as {folder / '*'}{files[0].suffix}."
         )
-    return _natural(files)
+    return _natural_order(files)
 
 
-def _matches(pattern: str) -> list[str]:
-    """The files that a glob matches; the folders before its first sign are taken as they are."""
+def _glob(pattern: str) -> list[str]:
+    """The files that a glob matches; folders before its first wildcard are plain names."""
     parts = pattern.split("/")
-    first = next(i for i, part in enumerate(parts) if any(sign in part for sign in "*?["))
-    found = locate("/".join(parts[:first]) or ("/" if first else "")).glob("/".join(parts[first:]))
-    files = [p for p in found if p.is_file() and not p.name.startswith(".")]
+    first = next(i for i, part in enumerate(parts) if not WILDCARDS.isdisjoint(part))
+    folder = locate("/".join(parts[:first]) or ("/" if first else ""))
+    files = [
+        p
+        for p in folder.glob("/".join(parts[first:]))
+        if p.is_file() and not p.name.startswith(".")
+    ]
     if not files:
         raise SourceError(
             f"{pattern} matches no file. Expected the slices of one image; check the glob, which "
             f"is relative to {Path.cwd()}."
         )
-    return _natural(files)
+    return _natural_order(files)
 
 
-def _natural(files: Sequence[Location]) -> list[str]:
-    """Sorted so that numbers count as numbers."""
+def _natural_order(files: Sequence[Location]) -> list[str]:
+    """Sorted by name, with the numbers in names compared as numbers."""
 
     def key(path: str) -> list[int | str]:
         return [int(p) if p.isdecimal() else p for p in re.split(r"(\d+)", path)]

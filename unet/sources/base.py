@@ -1,8 +1,8 @@
 """What every image source offers, whatever its format: one axis order, one way to read.
 
-Inside the project an image is always (t, c, z, y, x). A source converts at this edge, and only
-here: it inserts axes of length 1, turns RGB samples into channels, picks the level and the channels
-asked for, and reads any box without reading the whole image.
+Inside the project an image is always (t, c, z, y, x). Only a source converts: it inserts axes of
+length 1, turns RGB samples into channels, selects a level and channels, and reads any box without
+reading the whole image.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from unet.planning.geometry import Box
 
 @dataclass(frozen=True)
 class SourceSpec:
-    """What the configuration says of one input image; None where it leaves it to the file.
+    """How the configuration describes an input image; None leaves the choice to the file.
 
     path              a file, a folder or glob of slices, or a Zarr array or OME-Zarr image
-    axes              the axes as they lie in the file, such as "zyx"; "s" is RGB samples
+    axes              of the file, in its order, such as "zyx"; "s" is RGB samples
     level             number of the pyramid level, 0 the largest
-    level_pixel_size  or: the level whose pixel size in x is nearest to this, in micrometres
+    level_pixel_size  instead: choose the level with the nearest pixel size in x, in micrometres
     channels          indices or names of the channels to use, in this order
-    pixel_size        micrometres by axis ("z", "y", "x"), over what the file says
+    pixel_size        micrometres by axis ("z", "y", "x"); replaces that of the file
     """
 
     path: str
@@ -39,7 +39,7 @@ class SourceSpec:
 
 @dataclass(frozen=True)
 class InPlace:
-    """Where a Zarr image lies that is read where it is, not copied.
+    """Where a Zarr image lies that is read without a copy.
 
     store     path of the Zarr store or of the array itself
     array     path of the array inside it ("" if the store is the array)
@@ -56,13 +56,13 @@ class InPlace:
 class Source(Protocol):
     """An image that is open for reading; `shape`, `chunks` and what `read` returns are 5D.
 
-    axes           the axes that the image really has, a part of "tczyx" in this order
+    axes           that the file has, a part of "tczyx" in this order
     shape          (t, c, z, y, x), 1 where the image has no such axis
-    chunks         (t, c, z, y, x) of the pieces that the file can decode alone
+    chunks         (t, c, z, y, x), shape of the pieces that can be decoded alone
     pixel_size     micrometres by axis; an axis whose size is unknown is not in it
-    origin         where the first pixel lies by axis, in pixels, if the file says it
-    channel_names  one a channel
-    in_place       where to read it without a copy; None for a format that has to be ingested
+    origin         position of the first pixel by axis, in pixels, where the file has it
+    channel_names  one per channel
+    in_place       where to read it without a copy; None for a format that has to be copied
     """
 
     axes: str

@@ -1,8 +1,8 @@
 """Files read by position, from any thread: on a disk, or behind a URL by range requests.
 
-Of uncompressed data a box is copied without the rest. On a disk it is mapped, and the map lives no
-longer than the read, so that its pages do not count as the worker's memory for longer than a block.
-Behind a URL its rows are asked for, and those that lie near each other by one request.
+Of uncompressed data only the box is read. On a disk the file is mapped for the time of the read: a
+map that lived longer would count as memory of the worker. Behind a URL the rows of the box are
+requested, and rows that lie near each other by one request.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from unet.errors import SourceError
 from unet.planning.axes import Sizes
 from unet.storage.location import RemotePath, locate
 
-HEADERS = 1 << 16  # bytes read at once while a file's structure is followed
+BUFFER_BYTES = 1 << 16  # read at once while a library follows the structure of a file
 
 
 class File(Protocol):
@@ -33,18 +33,18 @@ class File(Protocol):
         """Its bytes."""
         ...
 
-    def pieces(self, ranges: Sequence[tuple[int, int]]) -> Iterator[bytes]:
+    def read_ranges(self, ranges: Sequence[tuple[int, int]]) -> Iterator[bytes]:
         """The bytes of each range, (offset, count) inside the file, in order."""
         ...
 
-    def box(
+    def read_box(
         self, dtype: np.dtype, offset: int, shape: Sizes, where: tuple[slice, ...]
     ) -> NDArray[np.generic]:
         """A copy of a part of an array that lies uncompressed at `offset`, in C order."""
         ...
 
     def stream(self) -> BinaryIO:
-        """The file from its start, for libraries that want to seek and read; closed by them."""
+        """The file from its start, for a library that seeks and reads; the library closes it."""
         ...
 
     def close(self) -> None:
@@ -54,14 +54,14 @@ class File(Protocol):
 
 def open_file(path: str) -> File:
     """Open a file behind a path or URL. Raises OSError."""
-    where = locate(path)
-    return RemoteFile(where) if isinstance(where, RemotePath) else LocalFile(where)
+    location = locate(path)
+    return RemoteFile(location) if isinstance(location, RemotePath) else LocalFile(location)
 
 
-def to_open(path: str) -> str | BinaryIO:
-    """What a library that opens files by itself is given: the path, or a URL's file."""
-    where = locate(path)
-    return RemoteFile(where).stream() if isinstance(where, RemotePath) else str(where)
+def path_or_stream(path: str) -> str | BinaryIO:
+    """For a library that opens files itself: the path of a local file, or the stream of a URL."""
+    location = locate(path)
+    return RemoteFile(location).stream() if isinstance(location, RemotePath) else str(location)
 
 
 class LocalFile:
@@ -72,11 +72,11 @@ class LocalFile:
 
     @property
     def size(self) -> int:
-        """Its bytes now."""
+        """How many bytes it has now."""
         return os.fstat(self._file).st_size
 
-    def pieces(self, ranges: Sequence[tuple[int, int]]) -> Iterator[bytes]:
-        """Each range, read when it is its turn."""
+    def read_ranges(self, ranges: Sequence[tuple[int, int]]) -> Iterator[bytes]:
+        """The bytes of each range; each is read when the caller asks for it."""
         for offset, count in ranges:
             data = os.pread(self._file, count, offset)
             while len(data) < count:  # the system reads at most 2 GiB at once
@@ -89,15 +89,15 @@ class LocalFile:
                 data += more
             yield data
 
-    def box(
+    def read_box(
         self, dtype: np.dtype, offset: int, shape: Sizes, where: tuple[slice, ...]
     ) -> NDArray[np.generic]:
-        """A copy from a map."""
-        mapped = np.memmap(self._path, dtype, "r", offset, shape)
-        return np.array(mapped[where], dtype=dtype.newbyteorder("="))
+        """A copy out of a memory map."""
+        array = np.memmap(self._path, dtype, "r", offset, shape)
+        return np.array(array[where], dtype=dtype.newbyteorder("="))
 
     def stream(self) -> BinaryIO:
-        """The file, opened again."""
+        """The file, opened once more."""
         return self._path.open("rb")
 
     def close(self) -> None:
@@ -111,25 +111,25 @@ class RemoteFile:
     def __init__(self, path: RemotePath) -> None:
         self.path, self.size = path, path.stat().st_size
 
-    def pieces(self, ranges: Sequence[tuple[int, int]]) -> Iterator[bytes]:
-        """All ranges, asked for side by side."""
+    def read_ranges(self, ranges: Sequence[tuple[int, int]]) -> Iterator[bytes]:
+        """The bytes of each range; all are requested in parallel."""
         return iter(self.path.read_ranges(ranges))
 
-    def box(
+    def read_box(
         self, dtype: np.dtype, offset: int, shape: Sizes, where: tuple[slice, ...]
     ) -> NDArray[np.generic]:
-        """A copy, from the runs of bytes that make it up."""
+        """A copy, read run by run: a run is the largest part of the box that lies in one piece."""
         out = np.empty([s.stop - s.start for s in where], dtype)
         if out.size == 0:
             return out.astype(dtype.newbyteorder("="))
-        inner = len(shape)  # from this axis on, what is asked for lies in one run
+        inner = len(shape)  # the axes from inner - 1 on lie in one run of bytes
         while inner > 1 and shape[inner - 1] == out.shape[inner - 1]:
             inner -= 1
         run = math.prod(out.shape[inner - 1 :]) * dtype.itemsize
         strides = [math.prod(shape[axis + 1 :]) * dtype.itemsize for axis in range(len(shape))]
         first = offset + where[inner - 1].start * strides[inner - 1]
         outer = product(*(range(s.start, s.stop) for s in where[: inner - 1]))
-        starts = (first + sum(map(int.__mul__, at, strides)) for at in outer)
+        starts = (first + sum(map(int.__mul__, index, strides)) for index in outer)
         rows = self.path.read_ranges([(start, run) for start in starts])
         for row, into in zip(rows, out.reshape(len(rows), -1), strict=True):
             into[:] = np.frombuffer(row, dtype)
@@ -137,15 +137,15 @@ class RemoteFile:
 
     def stream(self) -> BinaryIO:
         """The object as a file that seeks."""
-        return io.BufferedReader(_Seeking(self), HEADERS)
+        return io.BufferedReader(_RemoteStream(self), BUFFER_BYTES)
 
     def close(self) -> None:
         """Nothing is open between requests."""
 
 
-class _Seeking(io.RawIOBase):
+class _RemoteStream(io.RawIOBase):
     def __init__(self, file: RemoteFile) -> None:
-        self._file, self._at = file, 0
+        self._file, self._position = file, 0
         self.name = str(file.path)
 
     def readable(self) -> bool:
@@ -155,13 +155,14 @@ class _Seeking(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at}.get(whence, self._file.size)
-        return self._at
+        origins = {io.SEEK_SET: 0, io.SEEK_CUR: self._position}
+        self._position = offset + origins.get(whence, self._file.size)
+        return self._position
 
     def readinto(self, into: Any) -> int:
         view = memoryview(into).cast("B")
-        count = max(0, min(len(view), self._file.size - self._at))
-        for data in self._file.pieces([(self._at, count)] if count else []):
+        count = max(0, min(len(view), self._file.size - self._position))
+        for data in self._file.read_ranges([(self._position, count)] if count else []):
             view[:count] = data
-        self._at += count
+        self._position += count
         return count

@@ -1,6 +1,6 @@
-"""NumPy's .npy files: the simplest way to hand over an array. Any box can be read alone.
+"""NumPy's .npy files, the simplest way to pass an array. Any box can be read alone.
 
-A .npz file with one array, as labels often come, is read whole: it is compressed in one piece.
+A .npz file with one array, as labels often are, is read whole: it is compressed in one piece.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from unet.errors import SourceError
 from unet.sources.base import SourceSpec
 from unet.sources.file import open_file
-from unet.sources.image import RawImage, choose_level, stated_axes
+from unet.sources.image import RawImage, choose_axes
+from unet.sources.levels import only_level
 
 
 class NpyPixels:
@@ -40,8 +41,8 @@ class NpyPixels:
         """A copy of the pixels at `where`."""
         with closing(open_file(self._path)) as file:
             if not self._fortran:
-                return file.box(self._dtype, self._offset, self.shape, where)
-            return file.box(self._dtype, self._offset, self.shape[::-1], where[::-1]).T
+                return file.read_box(self._dtype, self._offset, self.shape, where)
+            return file.read_box(self._dtype, self._offset, self.shape[::-1], where[::-1]).T
 
     def close(self) -> None:
         """Nothing is open between reads."""
@@ -54,9 +55,9 @@ def _header(stream: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
     return np.lib.format.read_array_header_2_0(stream)
 
 
-def _unreadable(path: str, found: str) -> SourceError:
+def _unreadable(path: str, problem: str) -> SourceError:
     return SourceError(
-        f"{path} is not a .npy file of plain numbers that can be read in parts ({found}). It is "
+        f"{path} is not a .npy file of plain numbers that can be read in parts ({problem}). It is "
         "probably cut short, or holds Python objects; save it again with np.save."
     )
 
@@ -82,14 +83,14 @@ def _only_array(path: str) -> NDArray[np.generic]:
         with (
             closing(open_file(path)) as file,
             file.stream() as stream,
-            np.load(stream, allow_pickle=False) as held,
+            np.load(stream, allow_pickle=False) as arrays,
         ):
-            if len(held.files) != 1:
+            if len(arrays.files) != 1:
                 raise SourceError(
-                    f"Expected one array in {path}, got {len(held.files)} "
-                    f"({', '.join(held.files)}). Save the one that is meant with np.save."
+                    f"Expected one array in {path}, got {len(arrays.files)} "
+                    f"({', '.join(arrays.files)}). Save the one to read with np.save."
                 )
-            array: NDArray[np.generic] = held[held.files[0]]
+            array: NDArray[np.generic] = arrays[arrays.files[0]]
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         if isinstance(error, SourceError):
             raise
@@ -105,8 +106,7 @@ def _is_zip(path: str) -> bool:
         return stream.read(2) == b"PK"
 
 
-def find_npy(spec: SourceSpec) -> RawImage:
+def open_npy(spec: SourceSpec) -> RawImage:
     """The array of a .npy or .npz file; its axes are the spec's, or "yx"."""
     pixels = NpzPixels(spec.path) if _is_zip(spec.path) else NpyPixels(spec.path)
-    _, pixel_size = choose_level(spec, {}, [{}])
-    return RawImage(pixels, stated_axes(spec, pixels.shape), pixel_size)
+    return RawImage(pixels, choose_axes(spec, pixels.shape), only_level(spec))

@@ -1,9 +1,8 @@
-"""A stack kept as one file a slice, and single PNG or JPEG images.
+"""A stack with one file per slice, and single PNG or JPEG images.
 
-Why only the first file is opened at the start: stacks of 10,000 slices are common, and each of
-their headers costs milliseconds on a network disk. Every other file is checked when it is read, and
-an error then names it. Files are opened for a read and closed after it, so that a worker never
-holds 10,000 of them.
+Why only the first file is opened at the start: stacks of 10,000 slices are common, and to read one
+header takes milliseconds on a network disk. Every other file is checked when it is read, and an
+error then names it. A file is closed after each read, so that a worker never has 10,000 open files.
 """
 
 from __future__ import annotations
@@ -18,15 +17,16 @@ from numpy.typing import NDArray
 from unet.errors import SourceError
 from unet.planning.axes import Sizes
 from unet.sources.base import SourceSpec
-from unet.sources.image import UNUSED, RawImage, choose_level
+from unet.sources.image import UNUSED, RawImage
+from unet.sources.levels import only_level
 from unet.storage.location import locate
 
 JPEG_SCAN, JPEG_END = b"\xff\xda", b"\xff\xd9"
-Find = Callable[[SourceSpec], RawImage]
+OpenSlice = Callable[[SourceSpec], RawImage]
 
 
 class RasterPixels:
-    """One PNG or JPEG: a single piece, decoded whole; what opening it decoded is read first."""
+    """One PNG or JPEG: a single piece, decoded whole. The first read takes what opening decoded."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -51,7 +51,9 @@ class RasterPixels:
             if data[:4] == b"\x89PNG":
                 return np.asarray(imagecodecs.png_decode(data))
             if data.rfind(JPEG_END) < data.rfind(JPEG_SCAN):
-                raise ValueError("the end of the image is missing")  # the decoder would fill it
+                raise ValueError(
+                    "the end of the image is missing"
+                )  # the decoder would make up the rest
             return np.asarray(imagecodecs.jpeg_decode(data))
         except (OSError, ValueError, RuntimeError) as error:
             raise SourceError(
@@ -63,8 +65,8 @@ class RasterPixels:
 class StackPixels:
     """Slices of equal shape and dtype along a first axis of their own."""
 
-    def __init__(self, specs: list[SourceSpec], find_file: Find, first: RawImage) -> None:
-        self._specs, self._find, self._first = specs, find_file, first
+    def __init__(self, specs: list[SourceSpec], open_slice: OpenSlice, first: RawImage) -> None:
+        self._specs, self._open_slice, self._first = specs, open_slice, first
         self.shape: Sizes = (len(specs), *first.pixels.shape)
         self.dtype = first.pixels.dtype
         self.chunks: Sizes = (1, *first.pixels.chunks)
@@ -72,35 +74,35 @@ class StackPixels:
     def read(self, where: tuple[slice, ...]) -> NDArray[np.generic]:
         """The pixels at `where`, from each slice that it touches."""
         out = np.empty(tuple(s.stop - s.start for s in where), self.dtype)
-        for place, index in enumerate(range(where[0].start, where[0].stop)):
-            found = self._find(self._specs[index])
+        for into, index in zip(out, range(where[0].start, where[0].stop), strict=True):
+            raw = self._open_slice(self._specs[index])
             try:
-                self._check(found, self._specs[index].path)
-                out[place] = found.pixels.read(where[1:])
+                self._check(raw, self._specs[index].path)
+                into[...] = raw.pixels.read(where[1:])
             finally:
-                found.pixels.close()
+                raw.pixels.close()
         return out
 
     def close(self) -> None:
         """Nothing is open between reads."""
 
-    def _check(self, found: RawImage, path: str) -> None:
-        first, other = self._first, found
-        if (other.pixels.shape, other.pixels.dtype) != (self.shape[1:], self.dtype):
+    def _check(self, raw: RawImage, path: str) -> None:
+        first, other = self._first.pixels, raw.pixels
+        if (other.shape, other.dtype) != (self.shape[1:], self.dtype):
             raise SourceError(
-                f"{path} has shape {other.pixels.shape} and dtype {other.pixels.dtype}, but the "
-                f"first slice of the stack, {self._specs[0].path}, has {first.pixels.shape} and "
-                f"{first.pixels.dtype}. A file that is no slice probably lies among them; move "
-                "it away, or name the slices by a glob."
+                f"{path} has shape {other.shape} and dtype {other.dtype}, but the first slice of "
+                f"the stack, {self._specs[0].path}, has {first.shape} and {first.dtype}. Probably "
+                "a file that is no slice lies among them; move it away, or name the slices by a "
+                "glob."
             )
 
 
-def find_stack(spec: SourceSpec, files: list[str], find_file: Find) -> RawImage:
-    """The stack of `files`, along z or the first of the spec's axes."""
+def open_stack(spec: SourceSpec, files: list[str], open_slice: OpenSlice) -> RawImage:
+    """The stack of `files`, along z, or along the first axis of the spec."""
     along = spec.axes[0] if spec.axes else "z"
     inner = spec.axes[1:] or None if spec.axes else None
     specs = [replace(spec, path=path, axes=inner, channels=None) for path in files]
-    first = find_file(specs[0])
+    first = open_slice(specs[0])
     first.pixels.close()
     if along in first.axes or (inner is None and set(first.axes) - set("yxs" + UNUSED)):
         raise SourceError(
@@ -109,11 +111,11 @@ def find_stack(spec: SourceSpec, files: list[str], find_file: Find) -> RawImage:
             "Set axes in the configuration, the axis along the files first, such as 'tzyx'."
         )
     names = first.channel_names if along != "c" else ()
-    pixels = StackPixels(specs, find_file, first)
+    pixels = StackPixels(specs, open_slice, first)
     return RawImage(pixels, along + first.axes, _sizes(spec, first), names)
 
 
-def find_raster(spec: SourceSpec) -> RawImage:
+def open_raster(spec: SourceSpec) -> RawImage:
     """A single PNG or JPEG image, whose axes can only be y, x and its samples."""
     pixels = RasterPixels(spec.path)
     axes = "yx" if len(pixels.shape) == 2 else "yxs"
@@ -123,11 +125,10 @@ def find_raster(spec: SourceSpec) -> RawImage:
             f"{pixels.shape}, whose axes are {axes!r}. Remove axes from the configuration, or put "
             "the axis along the files before these if it is a stack."
         )
-    _, pixel_size = choose_level(spec, {}, [{}])
-    return RawImage(pixels, spec.axes or axes, pixel_size)
+    return RawImage(pixels, spec.axes or axes, only_level(spec))
 
 
 def _sizes(spec: SourceSpec, first: RawImage) -> dict[str, float]:
-    """The pixel size of a slice; along the stack only the spec can know it."""
-    known = {*first.axes, *(spec.pixel_size or {})}
-    return {axis: size for axis, size in first.pixel_size.items() if axis in known}
+    """The pixel size of a slice; along the stack it can only come from the spec."""
+    axes = {*first.axes, *(spec.pixel_size or {})}
+    return {axis: size for axis, size in first.pixel_size.items() if axis in axes}

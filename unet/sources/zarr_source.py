@@ -1,7 +1,7 @@
-"""Zarr arrays (v2, v3) and OME-Zarr images (0.4, 0.5), which are read where they lie.
+"""Zarr arrays (v2, v3) and OME-Zarr images (0.4, 0.5), which are read without a copy.
 
-An OME-Zarr group says all that has to be known: axes, levels, pixel sizes, channel names. A plain
-array says its axes only in Zarr v3, by `dimension_names`.
+An OME-Zarr group has axes, levels, pixel sizes and channel names. A plain array has the names of
+its axes only in Zarr v3, as `dimension_names`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from zarr.storage import ObjectStore
 from unet.errors import SourceError
 from unet.planning.axes import Sizes
 from unet.sources.base import SourceSpec
-from unet.sources.image import RawImage, choose_level, stated_axes
+from unet.sources.image import RawImage, choose_axes
+from unet.sources.levels import choose_level, only_level
 from unet.sources.units import micrometres
 from unet.storage.location import locate
 from unet.storage.server import translate_errors
@@ -49,27 +50,28 @@ class ZarrPixels:
                 ) from error
 
     def close(self) -> None:
-        """Zarr opens chunks one by one and keeps none open."""
+        """Nothing to close: Zarr opens chunk by chunk and keeps no file open."""
 
 
-def find_zarr(spec: SourceSpec) -> RawImage:
-    """The array, or the level of the OME-Zarr image, that `spec` asks for."""
+def open_zarr(spec: SourceSpec) -> RawImage:
+    """The array, or the level of the OME-Zarr image, that `spec` selects."""
     node = _open(spec.path)
     if isinstance(node, zarr.Array):
         pixels = ZarrPixels(spec.path, node)
-        _, pixel_size = choose_level(spec, {}, [{}])
-        axes = stated_axes(spec, pixels.shape, _dimension_names(node))
-        return RawImage(pixels, axes, pixel_size, zarr=(spec.path, ""))
+        axes = choose_axes(spec, pixels.shape, _dimension_names(node))
+        return RawImage(pixels, axes, only_level(spec), zarr=(spec.path, ""))
     group, prefix = _image_group(spec.path, node)
-    return _find_level(spec, group, prefix)
+    return _open_level(spec, group, prefix)
 
 
-def _find_level(spec: SourceSpec, group: zarr.Group, prefix: str) -> RawImage:
+def _open_level(spec: SourceSpec, group: zarr.Group, prefix: str) -> RawImage:
     metadata = _ome(group)
     image = metadata["multiscales"][0]
     try:
-        described = [_axis(a) for a in image.get("axes", "tczyx")]
-        placed = [_placed(image, dataset, len(described)) for dataset in image["datasets"]]
+        described_axes = [_axis(a) for a in image.get("axes", "tczyx")]
+        transforms = [
+            _transform(image, dataset, len(described_axes)) for dataset in image["datasets"]
+        ]
         names = tuple(
             str(c.get("label", "")) for c in metadata.get("omero", {}).get("channels", [])
         )
@@ -79,8 +81,8 @@ def _find_level(spec: SourceSpec, group: zarr.Group, prefix: str) -> RawImage:
             f"{spec.path}: its OME-Zarr metadata (multiscales) are not as the format says "
             f"({error!r}). Write the image again, or set the path to one of its arrays."
         ) from error
-    letters = "".join(name for name, _ in described)
-    base, factors = _sizes(described, [scale for scale, _ in placed])
+    letters = "".join(name for name, _ in described_axes)
+    base, factors = _sizes(described_axes, [scale for scale, _ in transforms])
     level, pixel_size = choose_level(spec, base, factors)
     node = _open(spec.path, prefix + paths[level])
     if not isinstance(node, zarr.Array):
@@ -89,20 +91,20 @@ def _find_level(spec: SourceSpec, group: zarr.Group, prefix: str) -> RawImage:
             "a group and no array. The image was not written completely; write it again."
         )
     pixels = ZarrPixels(spec.path, node)
-    axes = stated_axes(spec, pixels.shape, letters)
-    where = (spec.path, prefix + paths[level])
+    axes = choose_axes(spec, pixels.shape, letters)
+    array = (spec.path, prefix + paths[level])
     origin = {
         axis: start / size
-        for axis, size, start in zip(letters, *placed[level], strict=True)
+        for axis, size, start in zip(letters, *transforms[level], strict=True)
         if axis in SPACE and start and size > 0
     }
-    return RawImage(pixels, axes, pixel_size, names, where, origin)
+    return RawImage(pixels, axes, pixel_size, names, array, origin)
 
 
 def _open(path: str, inside: str = "") -> zarr.Array[Any] | zarr.Group:
-    where = locate(path)
-    store = where if isinstance(where, Path) else ObjectStore(where.objects())
-    with translate_errors(where):
+    location = locate(path)
+    store = location if isinstance(location, Path) else ObjectStore(location.objects())
+    with translate_errors(location):
         try:
             return zarr.open(store, path=inside, mode="r")
         except DAMAGED as error:
@@ -123,8 +125,8 @@ def _ome(group: zarr.Group) -> Mapping[str, Any]:
 def _image_group(path: str, group: zarr.Group) -> tuple[zarr.Group, str]:
     """The group with multiscales and its path in the store: the group itself, or its "0".
 
-    bioformats2raw writes the images of a file as groups "0", "1", ...; the first is the slide, and
-    another is read by giving the path of its own group.
+    bioformats2raw writes the images of a file as groups "0", "1", ... The first is the slide; to
+    read another one, the path has to name its group.
     """
     metadata = _ome(group)
     if metadata.get("multiscales"):
@@ -141,16 +143,16 @@ def _image_group(path: str, group: zarr.Group) -> tuple[zarr.Group, str]:
 
 
 def _axis(axis: object) -> tuple[str, float | None]:
-    """Letter of an OME-Zarr axis, and micrometres in its unit; before 0.4 axes are letters."""
+    """The letter of an OME-Zarr axis, and micrometres in its unit; no unit before 0.4."""
     if isinstance(axis, Mapping):
         return str(axis["name"]).lower(), micrometres(axis.get("unit"))
     return str(axis).lower(), None
 
 
-def _placed(
+def _transform(
     image: Mapping[str, Any], dataset: Mapping[str, Any], ndim: int
 ) -> tuple[list[float], list[float]]:
-    """The scale and the translation of a level, after those that hold for all levels."""
+    """The scale and the translation of a level, combined with those of all levels."""
     total, shift = [1.0] * ndim, [0.0] * ndim
     for part in (dataset, image):
         for transformation in part.get("coordinateTransformations", []):
@@ -159,17 +161,17 @@ def _placed(
                 total = [a * b for a, b in zip(total, scale, strict=True)]
                 shift = [a * b for a, b in zip(shift, scale, strict=True)]
             elif transformation["type"] == "translation":
-                moved = [float(s) for s in transformation["translation"]]
-                shift = [a + b for a, b in zip(shift, moved, strict=True)]
+                translation = [float(s) for s in transformation["translation"]]
+                shift = [a + b for a, b in zip(shift, translation, strict=True)]
     return total, shift
 
 
 def _sizes(
-    described: Sequence[tuple[str, float | None]], scales: Sequence[list[float]]
+    described_axes: Sequence[tuple[str, float | None]], scales: Sequence[list[float]]
 ) -> tuple[dict[str, float], list[dict[str, float]]]:
-    """Pixel size of level 0 where a unit is given, and each level's factors over level 0."""
+    """Pixel size of level 0 on axes with a unit, and the factors of each level over level 0."""
     base, factors = {}, [dict[str, float]() for _ in scales]
-    for i, (name, unit) in enumerate(described):
+    for i, (name, unit) in enumerate(described_axes):
         if name in SPACE and scales[0][i] > 0:
             if unit is not None:
                 base[name] = scales[0][i] * unit

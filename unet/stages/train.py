@@ -1,14 +1,14 @@
-"""train: from labelled images to a model folder that predict takes as it is.
+"""train: from labelled images to a model folder that predict can use.
 
     models/<name>/
-        model.yaml           what the model is, what it saw and did not see, how good it is
+        model.yaml           what the model is, what it was trained and measured on, its scores
         weights.safetensors
-        curves.csv, curves.svg    loss and figures against steps and minutes
-        validation.png       images that it never saw: image, mask, errors
+        curves.csv, curves.svg    loss and scores, by step and by minute
+        validation.png       validation images: image, mask, errors
         work/                the checkpoint of a training that has not ended
 
-The checkpoint is named by a fingerprint of the settings and of the pixels that are trained on: with
-others a training begins anew, and with the same it goes on where it was.
+The checkpoint is named by a fingerprint of the settings and of the pixels to train on. So with
+another setting a training starts from the beginning, and with the same ones it resumes.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import logging
 import shutil
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -31,7 +32,7 @@ from torch.multiprocessing.spawn import start_processes
 
 from unet.errors import DeviceError, RunError, UserError
 from unet.evaluation import picture
-from unet.evaluation.metrics import Tally
+from unet.evaluation.metrics import ScoreCounter
 from unet.fingerprint import fingerprint
 from unet.model.classify import decide
 from unet.network.devices import choose_devices
@@ -40,10 +41,23 @@ from unet.network.weights import save_model
 from unet.storage.manifest import write_whole
 from unet.training import checkpoint
 from unet.training.config import Training
-from unet.training.labelled import Labelled, Split, identity, normalised_by, read_all
+from unet.training.labelled import (
+    LabelledData,
+    LabelledImage,
+    normalisation_settings,
+    read_all,
+    training_identity,
+)
 from unet.training.sampling import Sampler
-from unet.training.targets import target
-from unet.training.trainer import Team, Trainer, fresh, joined, memory_needed, probabilities
+from unet.training.targets import make_targets
+from unet.training.trainer import (
+    Trainer,
+    TrainingProcess,
+    initial_state,
+    predict_foreground,
+    process_bytes,
+    process_group,
+)
 
 log = logging.getLogger(__name__)
 
@@ -53,19 +67,33 @@ PAGE_ROWS = 6
 GIGABYTE = 1e9
 
 
-def choose_gpus(training: Training, asked: int) -> int:
-    """How many GPUs to train on: as many as were asked for, else one a window where there are some.
+@dataclass(frozen=True)
+class Prediction:
+    """A validation part, and its mask as the network predicts it.
 
-    asked  by `resources: gpu` of the job; 0 if it did not ask
+    mask   (Z, Y, X) uint8, classes
+    truth  (Z, Y, X) uint8, the classes that its labels stand for
+    """
+
+    part: LabelledImage
+    mask: NDArray[np.uint8]
+    truth: NDArray[np.uint8]
+
+
+def choose_gpus(training: Training, gpus: int) -> int:
+    """How many GPUs to train on.
+
+    gpus  of the job's `resources: gpu`; 0 if it has none: then all of this machine, at most one
+          for each window of the batch
 
     Raises DeviceError where a GPU would have no window, or is not there.
     """
-    if asked > training.batch:
+    if gpus > training.batch:
         raise DeviceError(
             f"Expected at least one window for each GPU, got a batch of {training.batch} for "
-            f"{asked} GPUs. Raise `batch`, or use fewer with --set-resources train:gpu=1."
+            f"{gpus} GPUs. Raise `batch`, or use fewer with --set-resources train:gpu=1."
         )
-    return min(training.batch, len(choose_devices(training.device, asked)))
+    return min(training.batch, len(choose_devices(training.device, gpus)))
 
 
 def run(training: Training, folder: Path, threads: int, gpus: int) -> None:
@@ -74,158 +102,163 @@ def run(training: Training, folder: Path, threads: int, gpus: int) -> None:
     Raises SourceError for labelled images that cannot be used, RunError where the loss is not
     finite.
     """
-    split = read_all(training)
-    place = folder / "work" / f"checkpoint-{_named(training, split)}.safetensors"
-    _tell(training, split, gpus)
+    data = read_all(training)
+    checkpoint_file = folder / "work" / f"{_checkpoint_name(training, data)}.safetensors"
+    _log_start(training, data, gpus)
     devices = [f"cuda:{number}" for number in range(gpus)] or ["cpu"]
     if len(devices) == 1:
-        _train(Team(0, 1, devices[0]), training, split, place, threads)
+        _train(TrainingProcess(0, 1, devices[0]), training, data, checkpoint_file, threads)
     else:
-        train_together(devices, training, place)
-    state = fresh(training, len(split.channels), "cpu")
-    checkpoint.load(place, state)
-    _write(training, split, state, folder)
-    shutil.rmtree(place.parent)
+        train_in_parallel(devices, training, checkpoint_file)
+    state = initial_state(training, len(data.channels), "cpu")
+    checkpoint.load(checkpoint_file, state)
+    _write(training, data, state, folder)
+    shutil.rmtree(checkpoint_file.parent)
 
 
-def _named(training: Training, split: Split) -> str:
-    return fingerprint(identity(training, split), version("torch"))
+def _checkpoint_name(training: Training, data: LabelledData) -> str:
+    return f"checkpoint-{fingerprint(training_identity(training, data), version('torch'))}"
 
 
-def _tell(training: Training, split: Split, gpus: int) -> None:
-    """What the training reads, and what it will take."""
-    pixels = sum(part.labels.size for part in split.seen) / 1e6
+def _log_start(training: Training, data: LabelledData, gpus: int) -> None:
+    """Log what the training reads, and how much memory it needs."""
+    pixels = sum(part.labels.size for part in data.training_parts) / 1e6
     log.info(
         "train %s: %d images (%.1f megapixels) to train on, %d to measure on, %d steps of %d",
         training.name,
-        len(split.seen),
+        len(data.training_parts),
         pixels,
-        len(split.kept),
+        len(data.validation_parts),
         training.steps,
         training.batch,
     )
     log.info(
-        "%s, about %.1f GB of memory for each beside the images",
+        "%s, about %.1f GB of memory for each process, and the images",
         f"{gpus} GPUs" if gpus else "on the CPU",
-        memory_needed(training, len(split.channels)) / GIGABYTE,
+        process_bytes(training, len(data.channels)) / GIGABYTE,
     )
 
 
-def _train(team: Team, training: Training, split: Split, place: Path, threads: int) -> None:
-    """Train in this process, from the checkpoint where there is one."""
-    if team.device == "cpu":
+def _train(
+    process: TrainingProcess,
+    training: Training,
+    data: LabelledData,
+    checkpoint_file: Path,
+    threads: int,
+) -> None:
+    """Train in this process, from the checkpoint if there is one."""
+    if process.device == "cpu":
         torch.set_num_threads(threads)
-    state = fresh(training, len(split.channels), team.device)
-    if place.exists():
-        checkpoint.load(place, state)
-        log.info("going on after step %d", state.step)
-    measure = partial(_quick_figures, training, split, team.device)
-    Trainer(training, state, Sampler(training, split), measure, place, team).run()
+    state = initial_state(training, len(data.channels), process.device)
+    if checkpoint_file.exists():
+        checkpoint.load(checkpoint_file, state)
+        log.info("resuming after step %d", state.step)
+    measure = partial(_curve_scores, training, data, process.device)
+    Trainer(training, state, Sampler(training, data), measure, checkpoint_file, process).run()
 
 
-def train_together(devices: list[str], training: Training, place: Path) -> None:
-    """Train in one process a device; each reads the images for itself, and uses one thread."""
+def train_in_parallel(devices: list[str], training: Training, checkpoint_file: Path) -> None:
+    """Train in one process per device; each reads the images itself, and uses one thread."""
     with tempfile.TemporaryDirectory() as folder:
-        arguments = (devices, training, place, Path(folder))
+        arguments = (devices, training, checkpoint_file, Path(folder))
         context = start_processes(  # type: ignore[no-untyped-call]
-            _member, arguments, nprocs=len(devices), join=False, start_method="spawn"
+            _train_in_process, arguments, nprocs=len(devices), join=False, start_method="spawn"
         )
         try:
             while not context.join():
                 pass
         except Exception as error:
-            for said in Path(folder).glob("error-*"):
-                raise RunError(said.read_text(encoding="utf-8")) from error
+            for message_file in Path(folder).glob("error-*"):
+                raise RunError(message_file.read_text(encoding="utf-8")) from error
             raise
 
 
-def _member(rank: int, devices: list[str], training: Training, place: Path, folder: Path) -> None:
-    team = Team(rank, len(devices), devices[rank])
+def _train_in_process(
+    rank: int, devices: list[str], training: Training, checkpoint_file: Path, folder: Path
+) -> None:
+    process = TrainingProcess(rank, len(devices), devices[rank])
     try:
-        with joined(team, folder / "meeting"):
-            _train(team, training, read_all(training), place, threads=1)
+        with process_group(process, folder / "rendezvous"):
+            _train(process, training, read_all(training), checkpoint_file, threads=1)
     except UserError as error:
         (folder / f"error-{rank}").write_text(str(error), encoding="utf-8")
         raise
 
 
-Found = tuple[Labelled, NDArray[np.uint8], NDArray[np.uint8]]
+def _predict(training: Training, part: LabelledImage, network: UNet, device: str) -> Prediction:
+    mask = decide(predict_foreground(network, part.pixels, device)[None], THRESHOLD)[0, 0]
+    return Prediction(part, mask, make_targets(part, training).classes)
 
 
-def _found(training: Training, part: Labelled, network: UNet, device: str) -> Found:
-    """A part, its mask as the network finds it, and the classes that were wanted (Z, Y, X)."""
-    found = decide(probabilities(network, part.pixels, device)[None], THRESHOLD)[0, 0]
-    return part, found, target(part, training).classes
-
-
-def _tallied(
-    training: Training, kinds: tuple[str, ...], found: list[Found]
+def _scores_by_set(
+    training: Training, measures: tuple[str, ...], predictions: list[Prediction]
 ) -> dict[str, dict[str, float]]:
-    """Figures of the validation images, by the set that they belong to."""
-    tallies: dict[str, Tally] = {}
-    for part, mask, wanted in found:
-        volumes = training.network.dims == 3
-        empty = Tally(kinds, len(training.classes), volumes)
-        objects = part.labels if part.said.values is None else None
-        truth = wanted if objects is None else (objects > 0).astype(np.uint8)
-        tallies.setdefault(part.said.set, empty).add(mask, truth, objects, part.annotated)
-    return {name: tally.scores() for name, tally in tallies.items()}
+    """Scores of the validation images, by the `set` of the configuration that they belong to."""
+    counters: dict[str, ScoreCounter] = {}
+    for prediction in predictions:
+        part, volumes = prediction.part, training.network.dims == 3
+        empty = ScoreCounter(measures, len(training.classes), volumes)
+        objects = part.labels if part.config.values is None else None
+        truth = prediction.truth if objects is None else (objects > 0).astype(np.uint8)
+        counter = counters.setdefault(part.config.set, empty)
+        counter.add(prediction.mask, truth, objects, part.annotated)
+    return {name: counter.scores() for name, counter in counters.items()}
 
 
-def _quick_figures(
-    training: Training, split: Split, device: str, network: UNet
+def _curve_scores(
+    training: Training, data: LabelledData, device: str, network: UNet
 ) -> dict[str, float]:
-    """What a row of the learning curves says of every set: Dice and pixel error."""
-    found = [_found(training, part, network, device) for part in split.kept]
-    figures = _tallied(training, (), found)
+    """The scores in a row of the learning curves: Dice and pixel error of every set."""
+    predictions = [_predict(training, part, network, device) for part in data.validation_parts]
+    scores_by_set = _scores_by_set(training, (), predictions)
     return {
-        f"{measure}:{name}": of_set[measure]
+        f"{measure}:{name}": scores[measure]
         for measure in ("dice", "pixel_error")
-        for name, of_set in figures.items()
+        for name, scores in scores_by_set.items()
     }
 
 
-def _write(training: Training, split: Split, state: checkpoint.State, folder: Path) -> None:
-    """The model folder, from a training that has ended."""
-    found = [_found(training, part, state.mean, "cpu") for part in split.kept]
+def _write(training: Training, data: LabelledData, state: checkpoint.State, folder: Path) -> None:
+    """Write the model folder of a training that has ended."""
+    predictions = [_predict(training, part, state.mean, "cpu") for part in data.validation_parts]
     table = io.StringIO()
     writer = csv.DictWriter(table, list(state.curves[-1]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(state.curves)
     write_whole(folder / "curves.csv", table.getvalue().encode())
     title = f"{training.name}: {training.steps} steps"
-    write_whole(folder / "curves.svg", picture.curves(state.curves, title).encode())
-    if found:
-        rows = [row for part in found for row in _rows(*part)]
-        chosen = np.linspace(0, len(rows) - 1, min(PAGE_ROWS, len(rows))).round().astype(int)
-        write_whole(folder / "validation.png", picture.page([rows[i]() for i in chosen]))
-    figures = {
-        name: {measure: round(value, DIGITS) for measure, value in of_set.items()}
-        for name, of_set in _tallied(training, training.measures, found).items()
+    write_whole(folder / "curves.svg", picture.draw_curves(state.curves, title).encode())
+    if predictions:
+        rows = [row for prediction in predictions for row in _rows(prediction)]
+        indices = np.linspace(0, len(rows) - 1, min(PAGE_ROWS, len(rows))).round().astype(int)
+        write_whole(folder / "validation.png", picture.encode_page([rows[i]() for i in indices]))
+    scores_by_set = {
+        name: {measure: round(value, DIGITS) for measure, value in scores.items()}
+        for name, scores in _scores_by_set(training, training.measures, predictions).items()
     }
-    save_model(folder, state.mean, _described(training, split, state) | {"metrics": figures})
-    for name, of_set in figures.items():
-        log.info("%s: %s", name, ", ".join(f"{m} {v}" for m, v in of_set.items()))
+    description = _description(training, data, state) | {"metrics": scores_by_set}
+    save_model(folder, state.mean, description)
+    for name, scores in scores_by_set.items():
+        log.info("%s: %s", name, ", ".join(f"{measure} {v}" for measure, v in scores.items()))
 
 
-def _rows(
-    part: Labelled, found: NDArray[np.uint8], wanted: NDArray[np.uint8]
-) -> list[Callable[[], picture.Picture]]:
-    """What draws each plane of a validation image."""
+def _rows(prediction: Prediction) -> list[Callable[[], picture.Picture]]:
+    """For each plane, a function that draws it."""
+    pixels, mask, truth = prediction.part.pixels, prediction.mask, prediction.truth
     return [
-        partial(picture.compared, part.pixels[:, z], found[z] > 0, wanted[z] > 0)
-        for z in range(len(found))
+        partial(picture.draw_comparison, pixels[:, z], mask[z] > 0, truth[z] > 0)
+        for z in range(len(mask))
     ]
 
 
-def _described(training: Training, split: Split, state: checkpoint.State) -> dict[str, Any]:
+def _description(training: Training, data: LabelledData, state: checkpoint.State) -> dict[str, Any]:
     """The keys of model.yaml that are known after training."""
-    described: dict[str, Any] = {
+    description: dict[str, Any] = {
         "name": training.name,
         "description": training.description,
         "classes": list(training.classes),
-        "channels": list(split.channels),
-        "normalisation": normalised_by(training),
+        "channels": list(data.channels),
+        "normalisation": normalisation_settings(training),
         "pixel_size": training.pixel_size,
         "licence": training.licence,
         "source": (
@@ -233,16 +266,16 @@ def _described(training: Training, split: Split, state: checkpoint.State) -> dic
             f"{' x '.join(map(str, training.window))} pixels, {state.seconds / 60:.0f} minutes, "
             f"seed {training.seed}"
         ),
-        "settings": _plain(training.decisive()),
+        "settings": _as_lists(training.settings()),
         "data": list(training.data),
-        "trained_on": split.trained_on,
-        "not_seen": split.not_seen,
+        "trained_on": data.trained_on,
+        "not_seen": data.not_seen,
     }
-    return {key: value for key, value in described.items() if value not in (None, "", [])}
+    return {key: value for key, value in description.items() if value not in (None, "", [])}
 
 
-def _plain(value: Any) -> Any:
-    """Tuples as lists, which is all that YAML knows."""
+def _as_lists(value: Any) -> Any:
+    """Tuples become lists, since YAML has no tuples."""
     if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
-    return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value
+        return {key: _as_lists(item) for key, item in value.items()}
+    return [_as_lists(item) for item in value] if isinstance(value, list | tuple) else value

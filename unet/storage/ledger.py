@@ -1,13 +1,13 @@
 """Which blocks are done: an append-only record that a killed run is resumed from.
 
-Why a record and not a look at the store: a file that is there may be from another run. Why lines:
-appending one is all that ending a block costs, and of a torn last line only itself is lost. Each
-line is one JSON object, {"block": 17, "bytes": 48213}; it is believed only if the block's shard is
-there with this size. Where the bytes depend on the processor, the line says "by" which.
+Why a record, not just the files: a shard in the store may be from another run. Why lines: to record
+a block, one line is appended, and where a kill tears the last line only that block is lost. Each
+line is one JSON object, {"block": 17, "bytes": 48213}. It counts only if the block's shard exists
+and has this size. Where the bytes depend on the processor, "by" names the processor.
 
-Every process writes a file of its own into the ledger's folder, and all read all of them, so that
-slabs of one image can run at the same time and a run may go on with another number of slabs. The
-folder belongs to one fingerprint of all that the blocks depend on: see `unet.storage.workspace`.
+Every process writes its own file in the ledger's folder and reads all files there. So slabs of one
+image can run at the same time, and a run can resume with another number of slabs. The folder
+belongs to one fingerprint of all that the blocks depend on: see `unet.storage.workspace`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import IO, Self
 
 @dataclass(frozen=True)
 class Written:
-    """A block that is on the disk: the bytes of its shard, and the processor if it matters."""
+    """A block that is on the disk: the bytes of its shard, and the processor where it matters."""
 
     bytes: int
     by: str = ""
@@ -48,7 +48,7 @@ class Ledger:
         self._stream: IO[str] | None = None
 
     def __enter__(self) -> Self:
-        # A line torn by a kill is closed by this newline; an empty line is skipped.
+        # This newline ends a line that a kill has torn; an empty line is skipped.
         self._stream = self._file.open("a", encoding="utf-8")
         self._stream.write("\n")
         return self
@@ -81,4 +81,4 @@ def _entries(folder: Path) -> Iterator[tuple[int, Written]]:
                     entry = json.loads(line)
                     yield int(entry["block"]), Written(int(entry["bytes"]), entry.get("by", ""))
                 except (ValueError, KeyError, TypeError, AttributeError):
-                    continue  # a torn line: its block is computed again
+                    continue  # a torn line: its block is computed once more

@@ -1,8 +1,8 @@
 """Where things lie: a local path, or a URL that is used like one.
 
-Why a look-alike of `pathlib.Path`: stores are made, checked, resumed and published by the same
-lines wherever they lie, and only `locate` asks where that is. What a `RemotePath` leaves out is not
-needed there: an object is written whole or not at all, so nothing is renamed or left half written.
+Why `RemotePath` has the methods of `pathlib.Path`: the same lines create, check, resume and publish
+a store wherever it lies, and only `locate` decides where that is. Methods to rename are missing,
+since nothing needs them: a server writes an object whole or not at all.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from obstore.store import HTTPStore, S3Store
 from unet.errors import ConfigError, StoreError
 from unet.storage.server import FIRST_PATIENCE, client, connect, translate_errors
 
-NEAR = 1 << 16  # bytes between ranges that are cheaper to read than to ask twice
-COPIES_AT_ONCE = 16
+NEAR = 1 << 16  # a gap of fewer bytes is read too, since a second request costs more
+PARALLEL_COPIES = 16
 BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,62}")
 HOST = re.compile(r"[A-Za-z0-9._-]+(:\d+)?")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A file under a folder: its path in it, its bytes, and what changes when its content does."""
+    """A file: its path in a folder, its bytes, and a version that changes with its content."""
 
     path: str
     size: int
@@ -43,7 +43,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class RemoteStat:
-    """What a server says of an object, by the names of `os.stat_result` where they fit."""
+    """Size and version of an object; `st_size` is named as in `os.stat_result`."""
 
     st_size: int
     version: str
@@ -61,7 +61,7 @@ class RemotePath:
     key: str
 
     def __str__(self) -> str:
-        key = self.key if self._lists else quote(self.key)
+        key = self.key if self._can_list else quote(self.key)
         return f"{self.root}/{key}".removesuffix("/")
 
     def __truediv__(self, inside: str | PurePath) -> RemotePath:
@@ -90,8 +90,8 @@ class RemotePath:
     def stat(self) -> RemoteStat:
         """Size and version. Raises FileNotFoundError."""
         with translate_errors(self):
-            found = obstore.head(self._client, self.key)
-        return RemoteStat(found["size"], _version(found))
+            metadata = obstore.head(self._client, self.key)
+        return RemoteStat(metadata["size"], _object_version(metadata))
 
     def exists(self) -> bool:
         """Whether there is an object of this key."""
@@ -105,21 +105,21 @@ class RemotePath:
         return self.exists()
 
     def is_dir(self) -> bool:
-        """Whether objects lie under this key; a web server does not say."""
-        return self._lists and any(True for _ in self._listed(1))
+        """Whether objects lie under this key; False for a web server, which cannot list them."""
+        return self._can_list and any(True for _ in self._list(1))
 
     def iterdir(self) -> Iterator[RemotePath]:
-        """The objects that lie in this folder itself."""
+        """The objects directly in this folder."""
         with translate_errors(self):
-            found = obstore.list_with_delimiter(self._client, self.key or None)["objects"]
-        return (RemotePath(self.root, each["path"]) for each in found)
+            objects = obstore.list_with_delimiter(self._client, self.key or None)["objects"]
+        return (RemotePath(self.root, item["path"]) for item in objects)
 
     def glob(self, pattern: str) -> Iterator[RemotePath]:
         """The objects under this folder whose keys match, part by part."""
-        wanted = PurePosixPath(pattern).parts
+        patterns = PurePosixPath(pattern).parts
         for entry in files(self):
             parts = PurePosixPath(entry.path).parts
-            if len(parts) == len(wanted) and all(map(fnmatchcase, parts, wanted)):
+            if len(parts) == len(patterns) and all(map(fnmatchcase, parts, patterns)):
                 yield self / entry.path
 
     def read_bytes(self) -> bytes:
@@ -128,15 +128,15 @@ class RemotePath:
             return obstore.get(self._client, self.key).bytes().to_bytes()
 
     def read_ranges(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
-        """Parts of the object, each (offset, count) inside it; fetched side by side."""
+        """The bytes of each range (offset, count) of the object; fetched in parallel."""
         if not ranges:
             return []
         starts, lengths = zip(*ranges, strict=True)
         with translate_errors(self):
-            found = obstore.get_ranges(
+            parts = obstore.get_ranges(
                 self._client, self.key, starts=starts, lengths=lengths, coalesce=NEAR
             )
-        return [part.to_bytes() for part in found]
+        return [part.to_bytes() for part in parts]
 
     def write_bytes(self, content: bytes) -> None:
         """Write the object, whole or not at all."""
@@ -144,35 +144,35 @@ class RemotePath:
             obstore.put(self._client, self.key, content)
 
     def write_new(self, content: bytes) -> None:
-        """Write the object where there is none; a server that knows no conditions writes it."""
+        """Write the object unless it exists; a server without conditional writes overwrites it."""
         with translate_errors(self), suppress(AlreadyExistsError):
             obstore.put(self._client, self.key, content, mode="create")
 
     def unlink(self, *, missing_ok: Literal[True]) -> None:  # noqa: ARG002
-        """Delete the object; a server does not say whether it was there."""
+        """Delete the object, if there is one."""
         with translate_errors(self):
             obstore.delete(self._client, self.key)
 
     def copy_to(self, target: RemotePath) -> None:
-        """Copy the object inside its bucket; its bytes do not come to this machine."""
+        """Copy the object inside its bucket; the server copies, so no bytes pass through here."""
         with translate_errors(self):
             obstore.copy(self._client, self.key, target.key)
 
     def objects(self) -> S3Store | HTTPStore:
-        """What zarr opens: the folder as a store of its own."""
+        """The folder as a store that Zarr can open."""
         return connect(self.root, self.key)
 
     @property
-    def _lists(self) -> bool:
+    def _can_list(self) -> bool:
         return self.root.startswith("s3:")
 
     @property
     def _client(self) -> S3Store | HTTPStore:
         return client(self.root)
 
-    def _listed(self, at_once: int = 1000) -> Iterator[Any]:
+    def _list(self, batch_size: int = 1000) -> Iterator[Any]:
         with translate_errors(self):
-            for batch in obstore.list(self._client, self.key or None, chunk_size=at_once):
+            for batch in obstore.list(self._client, self.key or None, chunk_size=batch_size):
                 yield from batch
 
 
@@ -180,9 +180,9 @@ Location = Path | RemotePath
 
 
 def locate(text: str) -> Location:
-    """What a path or URL of the configuration names; nothing is asked of a server.
+    """The location that a path or URL of the configuration names; no server is asked.
 
-    Raises ConfigError, which does not repeat a URL: what is wrong in it may be a secret.
+    Raises ConfigError. It does not repeat a URL: the wrong part may be a secret.
     """
     scheme, separator, rest = text.partition("://")
     if not separator or "/" in scheme:
@@ -206,18 +206,18 @@ def locate(text: str) -> Location:
     key = key.removesuffix("/") if scheme == "s3" else unquote(key.removesuffix("/"))
     if key and not {"", ".", ".."}.isdisjoint(key.split("/")):
         raise ConfigError(
-            "Expected a URL whose path is names, but one of them is empty, '.' or '..'. Write the "
-            "path as the server lists it."
+            "Expected a URL whose path is made of names, but one part is empty, '.' or '..'. Write "
+            "the path as the server lists it."
         )
     return RemotePath(f"{scheme}://{host}", key)
 
 
 def files(folder: Location) -> Iterator[Entry]:
-    """Every file under a folder, in the order of a sorted walk, or of the server."""
+    """Every file under a folder: on a disk in sorted order, else in the order of the server."""
     if isinstance(folder, RemotePath):
-        for each in folder._listed():
-            path = each["path"][len(folder.key) :].removeprefix("/")
-            yield Entry(path, each["size"], _version(each))
+        for item in folder._list():
+            path = item["path"][len(folder.key) :].removeprefix("/")
+            yield Entry(path, item["size"], _object_version(item))
         return
     for parent, folders, names in os.walk(folder):
         folders.sort()
@@ -228,13 +228,13 @@ def files(folder: Location) -> Iterator[Entry]:
 
 
 def sizes(folder: Location) -> Callable[[Location], int | None]:
-    """What tells the bytes of many files under a folder, None of one that is not there.
+    """A function that gives the bytes of a file under a folder; None if there is no such file.
 
-    Why not ask for each: a local disk is asked when it is needed, a server once for all.
+    Why a function: a local disk is asked for each file, a server once for all files.
     """
     if isinstance(folder, RemotePath):
-        listed = {folder / entry.path: entry.size for entry in files(folder)}
-        return lambda file: listed.get(file)  # type: ignore[arg-type]
+        sizes_by_file = {folder / entry.path: entry.size for entry in files(folder)}
+        return lambda file: sizes_by_file.get(file)  # type: ignore[arg-type]
 
     def size(file: Location) -> int | None:
         try:
@@ -246,22 +246,22 @@ def sizes(folder: Location) -> Callable[[Location], int | None]:
 
 
 def version(file: Location) -> tuple[int, int | str]:
-    """The bytes of a file and what changes when its content does. Raises FileNotFoundError."""
+    """The bytes of a file, and what changes with its content. Raises FileNotFoundError."""
     if isinstance(file, RemotePath):
-        found = file.stat()
-        return found.st_size, found.version
+        remote_stat = file.stat()
+        return remote_stat.st_size, remote_stat.version
     stat = file.stat()
     return stat.st_size, stat.st_mtime_ns
 
 
 def check(location: Location, *, to_write: bool = False) -> None:
-    """Raise now what else would be raised in the middle: no server, refused keys, no bucket."""
+    """Raise the errors of a server before any work: no answer, keys refused, no such bucket."""
     if isinstance(location, Path):
         return
     server = connect(location.root, patience=FIRST_PATIENCE)
     probe = (location / ".probe").key
     with translate_errors(location):
-        if location._lists:  # of a missing object a server does not say whether its bucket is there
+        if location._can_list:  # the answer for a missing object says nothing of its bucket
             next(iter(obstore.list(server, location.key or None, chunk_size=1)), None)
         else:
             with suppress(FileNotFoundError):
@@ -272,11 +272,11 @@ def check(location: Location, *, to_write: bool = False) -> None:
 
 
 def link_tree(source: Location, target: Location) -> None:
-    """The files of a store again at `target`, without a second copy where that can be had.
+    """Make the files of a store appear at `target` too, if possible without copying their bytes.
 
-    On a disk they are hard links, or copies where the file system knows no links; a server copies
-    them itself, inside one bucket. Files that are there already are left. Raises StoreError where
-    the two lie in different places.
+    On a disk they become hard links, or copies where the file system has no links. A server copies
+    them itself, inside one bucket. Files that are there already stay. Raises StoreError where one
+    location is on a disk and the other on a server, or where the buckets differ.
     """
     if isinstance(source, Path) and isinstance(target, Path):
         shutil.copytree(source, target, copy_function=_link, dirs_exist_ok=True)
@@ -285,9 +285,9 @@ def link_tree(source: Location, target: Location) -> None:
         and isinstance(target, RemotePath)
         and source.root == target.root
     ):
-        there = sizes(target)
-        missing = [e for e in files(source) if there(target / e.path) != e.size]
-        with ThreadPoolExecutor(COPIES_AT_ONCE) as pool:
+        size_of = sizes(target)
+        missing = [e for e in files(source) if size_of(target / e.path) != e.size]
+        with ThreadPoolExecutor(PARALLEL_COPIES) as pool:
             list(pool.map(lambda e: (source / e.path).copy_to(target / e.path), missing))
     else:
         raise StoreError(
@@ -297,22 +297,22 @@ def link_tree(source: Location, target: Location) -> None:
 
 
 def _link(file: str, copy: str) -> None:
-    there, partial = Path(copy), Path(f"{copy}.partial")
-    if there.exists() and _is_same(Path(file), there):
+    target, partial = Path(copy), Path(f"{copy}.partial")
+    if target.exists() and _is_same(Path(file), target):
         return
     partial.unlink(missing_ok=True)
     try:
         os.link(file, partial)
     except OSError:
         shutil.copy2(file, partial)
-    partial.replace(there)
+    partial.replace(target)
 
 
 def _is_same(file: Path, copy: Path) -> bool:
-    """Whether a file was linked, or copied as it is now."""
-    one, other = file.stat(), copy.stat()
-    of_time = (one.st_size, one.st_mtime_ns) == (other.st_size, other.st_mtime_ns)
-    return file.samefile(copy) or of_time
+    """Whether `copy` is a link to the file, or a copy of its present content."""
+    stat, copy_stat = file.stat(), copy.stat()
+    is_copy = (stat.st_size, stat.st_mtime_ns) == (copy_stat.st_size, copy_stat.st_mtime_ns)
+    return file.samefile(copy) or is_copy
 
 
 def _local(text: str) -> Path:
@@ -320,9 +320,10 @@ def _local(text: str) -> Path:
         return Path(text).expanduser()
     except RuntimeError as error:
         raise ConfigError(
-            f"Expected the home of a user at the start of {text!r}, and found none."
+            f"Expected {text!r} to begin with the home folder of a user, and found no such user. "
+            f"Correct the name after ~, or write the whole path."
         ) from error
 
 
-def _version(found: Any) -> str:
-    return str(found["e_tag"] or found["last_modified"])
+def _object_version(metadata: Any) -> str:
+    return str(metadata["e_tag"] or metadata["last_modified"])

@@ -1,7 +1,7 @@
-"""How to talk to object stores and web servers: connections, and what to tell of their errors.
+"""Connections to object stores and web servers, and messages for their errors.
 
 Credentials come from the environment or the usual files of AWS. A server's answer may repeat them,
-so of an error only the server's address and the status are told.
+so a message only has the server's address and the status.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from obstore.store import HTTPStore, S3Store
 
 from unet.errors import ConfigError, ServerError
 
-PATIENCE = timedelta(minutes=3)  # with a server that is away; a signed request is good for 5
-FIRST_PATIENCE = timedelta(seconds=10)  # before anything was begun
+PATIENCE = timedelta(minutes=3)  # with a silent server; a signed request expires after 5 minutes
+FIRST_PATIENCE = timedelta(seconds=10)  # before any work began
 LONGEST_REQUEST = timedelta(minutes=2)
 LONGEST_PAUSE = timedelta(seconds=5)
 METADATA_SERVICE = "169.254."  # where the machines of a cloud ask for keys
@@ -39,14 +39,14 @@ KEYS = {
 
 @cache
 def client(root: str) -> S3Store | HTTPStore:
-    """The connection to a bucket or web server: one a process, since it keeps its lines open."""
+    """The connection to a bucket or web server: one per process, which reuses its sockets."""
     return connect(root)
 
 
 def connect(root: str, prefix: str = "", patience: timedelta | None = None) -> S3Store | HTTPStore:
     """A new connection, to the part of a bucket or web server under `prefix`.
 
-    patience  how long a server that does not answer, or is not ready, is asked again; PATIENCE
+    patience  how long a request is repeated while the server does not answer; default PATIENCE
     """
     settings = _of_aws_files()
     named = (settings.get("endpoint_url"), *map(os.environ.get, ENDPOINTS))
@@ -62,7 +62,7 @@ def connect(root: str, prefix: str = "", patience: timedelta | None = None) -> S
             "allow_http": any(each.startswith("http://") for each in (root, *endpoints)),
         },
         "retry_config": {
-            "max_retries": 10_000,  # time is what bounds them
+            "max_retries": 10_000,  # the timeout comes first
             "retry_timeout": patience or PATIENCE,
             "backoff": {"max_backoff": LONGEST_PAUSE},
         },
@@ -74,9 +74,9 @@ def connect(root: str, prefix: str = "", patience: timedelta | None = None) -> S
 
 @contextmanager
 def translate_errors(where: object) -> Iterator[None]:
-    """Turn what obstore raises of the object or folder `where` into sentences.
+    """Turn errors of obstore about the object or folder `where` into sentences.
 
-    FileNotFoundError passes, as it does of a local file, unless the whole bucket is missing.
+    FileNotFoundError passes, as for a local file, unless the whole bucket is missing.
     """
     try:
         yield
@@ -90,27 +90,27 @@ def translate_errors(where: object) -> Iterator[None]:
         raise
 
 
-def _sentence(where: object, said: str) -> ServerError:
-    """What to tell of an error; of its text only the server's address and status are repeated."""
-    address = re.search(r"performing [A-Z]+ (https?://[^/\s]+)", said)
+def _sentence(where: object, error_text: str) -> ServerError:
+    """The message for an error; it repeats only the server's address and the status."""
+    address = re.search(r"performing [A-Z]+ (https?://[^/\s]+)", error_text)
     server = address.group(1) if address else "its server"
-    answered = re.search(r"status code: (\d{3})", said)
-    status = int(answered.group(1)) if answered else 0
+    status_match = re.search(r"status code: (\d{3})", error_text)
+    status = int(status_match.group(1)) if status_match else 0
     if METADATA_SERVICE in server:
         return ServerError(
             f"Expected keys for {where}, and found none: neither in the environment "
             f"(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY) nor in ~/.aws/credentials, nor from "
             f"this machine's role. Set them, or AWS_SKIP_SIGNATURE=true for public data."
         )
-    if "NoSuchBucket" in said:
+    if "NoSuchBucket" in error_text:
         return ServerError(
-            f"Expected the bucket of {where} at {server}, and found none of this name. Make "
-            f"it, or correct its name or AWS_ENDPOINT_URL."
+            f"Expected the bucket of {where} at {server}, but there is no such bucket. Create it, "
+            f"or correct its name or AWS_ENDPOINT_URL."
         )
     if status in (401, 403):
         return ServerError(
-            f"Expected to be let in to {where}, but {server} refused (status {status}). The "
-            f"keys are wrong, or may not list, read and write there: check AWS_ACCESS_KEY_ID and "
+            f"Expected access to {where}, but {server} refused it (status {status}). The keys are "
+            f"wrong, or do not allow to list, read and write there: check AWS_ACCESS_KEY_ID and "
             f"AWS_SECRET_ACCESS_KEY, or the profile of ~/.aws."
         )
     if status and status < 500:
@@ -118,15 +118,15 @@ def _sentence(where: object, said: str) -> ServerError:
             f"Expected {server} to serve {where}, but it answered with status {status}. Check "
             f"the URL, AWS_ENDPOINT_URL and AWS_REGION."
         )
-    if "not supported" in said:
+    if "not supported" in error_text:
         return ServerError(
-            f"Expected the server of {where} to serve parts of files, and it serves them whole "
-            f"only. Copy the file to a local path, or to another server."
+            f"Expected the server of {where} to serve parts of files, but it serves only whole "
+            f"files. Copy the file to a local path, or to another server."
         )
     return ServerError(
-        f"Expected an answer from {server} for {where}, and got none that helps, though it was "
-        f"asked again and again. Check AWS_ENDPOINT_URL and the network; "
-        f"what was done is kept: run again when the server is back."
+        f"Expected an answer from {server} for {where}, but got none that could be used, though "
+        f"the request was repeated. Check AWS_ENDPOINT_URL and the network. Finished blocks are "
+        f"kept: run again when the server is back."
     )
 
 

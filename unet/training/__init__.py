@@ -1,14 +1,14 @@
 """From labelled images to a model folder, in the order that the data goes.
 
-    config      what is asked for, checked
-    labelled    images and labels, read, normalised and split
+    config      the options of a training, checked
+    labelled    images and labels, read, normalised and cut into parts
     targets     labels to classes, and the weight of every pixel in the loss
-    sampling    windows, drawn and bent: sample (seed, step, index) is always the same
+    sampling    windows, drawn and deformed: sample (seed, step, index) is always the same
     trainer     the loss, the steps, the running mean of the weights
-    checkpoint  what a stopped training goes on from
-    load_pretrained       the weights of another U-Net, to start from
+    checkpoint  the file that a stopped training resumes from
+    pretrained  the weights of another U-Net, to start from
 
-`unet.stages.train` calls them. What makes a resumed training equal to an uninterrupted one is that
-nothing random is carried over: every sample and every dropped value follow from the seed and the
-number of the step.
+`unet.stages.train` calls them. A resumed training equals an uninterrupted one, since no random
+state passes from one step to the next: every sample and every dropped value follow from the seed
+and the number of the step.
 """

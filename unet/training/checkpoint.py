@@ -1,4 +1,4 @@
-"""What a stopped training goes on from: one safetensors file, written whole or not at all.
+"""The file that a stopped training resumes from: one safetensors file, written whole or not at all.
 
 Why no pickle: a checkpoint is a file like any other, and opening a file must not run code. Tensors
 are named `weights.*`, `mean.*`, `first.*` and `second.*` (AdamW's moments); the number of the step
@@ -30,9 +30,9 @@ class State:
 
     network  the weights that are trained
     mean     their running mean, which is what is saved in the end
-    step     how many steps are done
-    seconds  that they took, over all starts
-    curves   one row a report
+    step     how many steps are finished
+    seconds  that they took, in all processes that worked on them
+    curves   one row per report
     """
 
     network: UNet
@@ -44,7 +44,7 @@ class State:
 
 
 def save(path: Path, state: State) -> None:
-    """Write a checkpoint in the place of the one before."""
+    """Write a checkpoint; it replaces the one before."""
     tensors: dict[str, Tensor] = {}
     for kind, network in (("weights", state.network), ("mean", state.mean)):
         tensors |= {f"{kind}.{name}": tensor for name, tensor in network.state_dict().items()}
@@ -52,18 +52,19 @@ def save(path: Path, state: State) -> None:
         moments = state.optimiser.state[parameter]
         tensors[f"first.{name}"] = moments["exp_avg"]
         tensors[f"second.{name}"] = moments["exp_avg_sq"]
-    said = {"step": state.step, "seconds": state.seconds, "curves": state.curves}
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_whole(path, safetensors.torch.save(plain, {"state": json.dumps(said)}))
+    progress = {"step": state.step, "seconds": state.seconds, "curves": state.curves}
+    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_whole(path, safetensors.torch.save(on_cpu, {"state": json.dumps(progress)}))
 
 
 def load(path: Path, state: State) -> None:
-    """Fill a fresh state from a checkpoint. Raises StoreError where it is damaged."""
+    """Fill a new state from a checkpoint. Raises StoreError where it is damaged."""
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            said = json.loads(file.metadata()["state"])
+            progress = json.loads(file.metadata()["state"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        state.step, state.seconds, state.curves = said["step"], said["seconds"], said["curves"]
+        state.step, state.seconds = progress["step"], progress["seconds"]
+        state.curves = progress["curves"]
         _fill(state, tensors)
     except (safetensors.SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise StoreError(
@@ -74,7 +75,7 @@ def load(path: Path, state: State) -> None:
 
 @torch.no_grad()
 def _fill(state: State, tensors: dict[str, Tensor]) -> None:
-    """Copied in place, so that every tensor keeps its layout, and with it the bits of its sums."""
+    """Copy in place: every tensor keeps its memory layout, on which the bits of sums depend."""
     for kind, network in (("weights", state.network), ("mean", state.mean)):
         for name, tensor in network.state_dict().items():
             tensor.copy_(tensors[f"{kind}.{name}"])

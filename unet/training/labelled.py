@@ -1,9 +1,11 @@
-"""Labelled images in memory: read as the main job reads, normalised as it does, and split.
+"""Labelled images in memory: read and normalised as the main job does it, then cut into parts.
 
-Why in memory: what somebody labelled by hand is small, and a sample may lie anywhere in it. An
-image is normalised by the statistics of the whole image, as in prediction; its parts are cut out
-afterwards, and what is trained on is mirrored at the part's own border. So no window ever holds a
-pixel of what is validated on.
+Why in memory: images that somebody labelled by hand are small, and a sample may lie anywhere in
+them.
+
+An image is normalised by the statistics of the whole image, as in prediction. Then its parts are
+cut out, and a part to train on is mirrored at its own border. So no training window ever holds a
+pixel of a validation part.
 """
 
 from __future__ import annotations
@@ -18,40 +20,40 @@ from numpy.typing import NDArray
 from scipy import ndimage  # type: ignore[import-untyped]
 
 from unet.errors import SourceError
-from unet.evaluation.labels import classes_of
+from unet.evaluation.labels import labels_to_classes
 from unet.model.folder import file_sha256
 from unet.model.normalisation import Normalisation, summarise
 from unet.planning.geometry import Box
 from unet.sources import open_source
 from unet.sources.base import SourceSpec
-from unet.training.config import LabelledImage, Part, Training
+from unet.training.config import LabelledImageConfig, Ranges, Training
 
-INSTANCES = np.iinfo(np.int32).max
+MOST_INSTANCES = np.iinfo(np.int32).max
 
 
 @dataclass(frozen=True)
-class Labelled:
-    """A part of a labelled image, all of it on (z, y, x).
+class LabelledImage:
+    """A labelled image or a part of one.
 
-    said       what the configuration says of it
+    config     its entry in the configuration
     pixels     (C, Z, Y, X) float32, normalised
-    labels     (Z, Y, X) int32: instances from 1, 0 for none; of class masks the number of the class
+    labels     (Z, Y, X) int32: instances from 1, 0 for none; for class masks the class numbers
     annotated  (Z, Y, X) bool
     """
 
-    said: LabelledImage
+    config: LabelledImageConfig
     pixels: NDArray[np.float32]
     labels: NDArray[np.int32]
     annotated: NDArray[np.bool_]
 
     @property
     def name(self) -> str:
-        """What messages call it."""
-        return self.said.image.path
+        """The path of the image, for messages."""
+        return self.config.image.path
 
-    def part(self, ranges: Part) -> Labelled:
+    def part(self, ranges: Ranges) -> LabelledImage:
         """The part of it inside `ranges`. Raises SourceError where a range ends outside."""
-        where = []
+        slices = []
         for axis, size in zip("zyx", self.labels.shape, strict=True):
             start, stop = ranges.get(axis, (0, size))
             if stop > size:
@@ -59,116 +61,121 @@ class Labelled:
                     f"Expected the range {[start, stop]} of {axis} to lie inside {self.name}, "
                     f"which has {size} pixels on that axis. Correct it in the configuration."
                 )
-            where.append(slice(start, stop))
-        cut = tuple(where)
-        return Labelled(
-            self.said,
-            np.ascontiguousarray(self.pixels[(slice(None), *cut)]),
-            np.ascontiguousarray(self.labels[cut]),
-            np.ascontiguousarray(self.annotated[cut]),
+            slices.append(slice(start, stop))
+        box = tuple(slices)
+        return LabelledImage(
+            self.config,
+            np.ascontiguousarray(self.pixels[(slice(None), *box)]),
+            np.ascontiguousarray(self.labels[box]),
+            np.ascontiguousarray(self.annotated[box]),
         )
 
 
 @dataclass(frozen=True)
-class Split:
+class LabelledData:
     """All that a training reads.
 
-    seen, kept  parts to train on, and parts to measure on
-    trained_on, not_seen  the same for model.yaml: files, sha256 of their pixels, and ranges
-    channels    names of the images' channels
+    training_parts    to train on; `trained_on` describes them in model.yaml
+    validation_parts  to measure on; `not_seen` describes them in model.yaml
+    channels          names of the images' channels
+
+    A description has the file, the sha256 of its pixels, and the ranges.
     """
 
-    seen: tuple[Labelled, ...]
-    kept: tuple[Labelled, ...]
+    training_parts: tuple[LabelledImage, ...]
+    validation_parts: tuple[LabelledImage, ...]
     trained_on: list[dict[str, Any]]
     not_seen: list[dict[str, Any]]
     channels: tuple[str, ...]
 
 
-def read_all(training: Training) -> Split:
+def read_all(training: Training) -> LabelledData:
     """Read every labelled image, once.
 
-    Raises SourceError where an image and its labels do not fit, and where the pixels of one image
-    stand under two names, of which one is trained and the other measured on.
+    Raises SourceError where an image and its labels do not fit, and where an image to validate on
+    is a copy of one to train on.
     """
-    seen: list[Labelled] = []
-    kept: list[Labelled] = []
+    training_parts: list[LabelledImage] = []
+    validation_parts: list[LabelledImage] = []
     trained_on: list[dict[str, Any]] = []
     not_seen: list[dict[str, Any]] = []
     channels: set[int] = set()
-    known: list[tuple[LabelledImage, str]] = []
-    for said in training.images:
-        whole, digests = read_labelled(said, Normalisation(**normalised_by(training)))
-        channels.add(len(whole.pixels))
-        known.append((said, digests["pixels_sha256"]))
-        for part, parts, listed in (
-            (said.train, seen, trained_on),
-            (said.validate, kept, not_seen),
+    pixel_digests: list[tuple[LabelledImageConfig, str]] = []
+    for config in training.images:
+        image, digests = read_labelled(config, Normalisation(**normalisation_settings(training)))
+        channels.add(len(image.pixels))
+        pixel_digests.append((config, digests["pixels_sha256"]))
+        for ranges, parts, descriptions in (
+            (config.train, training_parts, trained_on),
+            (config.validate, validation_parts, not_seen),
         ):
-            if part is not None:
-                parts.append(whole.part(part))
-                ranges = {axis: list(ends) for axis, ends in part.items()}
-                listed.append({"image": Path(said.image.path).name, **digests, **ranges})
+            if ranges is not None:
+                parts.append(image.part(ranges))
+                lists = {axis: list(ends) for axis, ends in ranges.items()}
+                descriptions.append({"image": Path(config.image.path).name, **digests, **lists})
     if len(channels) > 1:
         raise SourceError(
-            f"Expected images with one number of channels, got {sorted(channels)}. Choose the "
-            f"channels of each with `channels`."
+            f"Expected images with equally many channels, got {sorted(channels)}. Choose the "
+            f"channels of each image with `channels`."
         )
-    _refuse_copies(known)
+    _refuse_copies(pixel_digests)
     names = training.channels or tuple(map(str, range(channels.pop())))
-    if len(names) != len(seen[0].pixels):
+    if len(names) != len(training_parts[0].pixels):
         raise SourceError(
-            f"Expected {len(seen[0].pixels)} names in `channels`, one for each channel of the "
-            f"images, got {len(names)}."
+            f"Expected {len(training_parts[0].pixels)} names in `channels`, one for each channel "
+            f"of the images, got {len(names)}. Correct the list."
         )
-    return Split(tuple(seen), tuple(kept), trained_on, not_seen, names)
+    return LabelledData(tuple(training_parts), tuple(validation_parts), trained_on, not_seen, names)
 
 
-def normalised_by(training: Training) -> dict[str, Any]:
-    """The normalisation as model.yaml says it: zscore has no numbers."""
-    said = training.normalisation
-    return {"method": "zscore"} if said["method"] == "zscore" else dict(said)
+def normalisation_settings(training: Training) -> dict[str, Any]:
+    """The normalisation as model.yaml has it: `low` and `high` only where the method uses them."""
+    settings = training.normalisation
+    return {"method": "zscore"} if settings["method"] == "zscore" else dict(settings)
 
 
-def read_labelled(said: LabelledImage, norm: Normalisation) -> tuple[Labelled, dict[str, str]]:
-    """An image with its labels, and the sha256 of the pixels of all that was read."""
-    image, labels = _read(said.image), _read(said.label)
-    masks = [labels] if said.annotated is None else [labels, _read(said.annotated)]
-    for mask, path in zip(masks, said.paths[1:], strict=True):
+def read_labelled(
+    config: LabelledImageConfig, norm: Normalisation
+) -> tuple[LabelledImage, dict[str, str]]:
+    """An image with its labels, and the sha256 of the pixels of every file."""
+    image, labels = _read(config.image), _read(config.label)
+    masks = [labels] if config.annotated is None else [labels, _read(config.annotated)]
+    for mask, path in zip(masks, config.paths[1:], strict=True):
         if mask.shape[1:] != image.shape[1:] or len(mask) != 1:
             raise SourceError(
                 f"Expected {path} to have one channel and the size of its image "
-                f"{said.image.path}, (z, y, x) = {image.shape[1:]}, got {len(mask)} and "
-                f"{mask.shape[1:]}. Check that they belong together, and the axes."
+                f"{config.image.path}, (z, y, x) = {image.shape[1:]}, got {len(mask)} and "
+                f"{mask.shape[1:]}. Check that they belong together, and that the axes are "
+                f"right."
             )
     summaries = summarise(image, norm.percentiles)
     offset, scale = (np.reshape(n, (-1, 1, 1, 1)) for n in norm.affine(summaries))
     pixels = ((image.astype(np.float64) - offset) * scale).astype(np.float32)
     annotated = masks[1][0] != 0 if len(masks) > 1 else np.ones(image.shape[1:], np.bool_)
-    numbers = _numbers(labels[0], said)
-    if said.fill_holes and said.values is None:
-        numbers = without_holes(numbers)
-    digests = {"pixels_sha256": digest(image), "label_sha256": digest(labels)}
+    numbers = _numbers(labels[0], config)
+    if config.fill_holes and config.values is None:
+        numbers = fill_holes_of_instances(numbers)
+    digests = {"pixels_sha256": pixel_digest(image), "label_sha256": pixel_digest(labels)}
     if len(masks) > 1:
-        digests["annotated_sha256"] = digest(masks[1])
-    return Labelled(said, pixels, numbers, annotated), digests
+        digests["annotated_sha256"] = pixel_digest(masks[1])
+    return LabelledImage(config, pixels, numbers, annotated), digests
 
 
-def digest(pixels: NDArray[np.generic]) -> str:
+def pixel_digest(pixels: NDArray[np.generic]) -> str:
     """sha256 over dtype, shape and pixels: the same for the same image in any format."""
-    said = hashlib.sha256(repr((str(pixels.dtype), pixels.shape)).encode())
-    said.update(np.ascontiguousarray(pixels).data)
-    return said.hexdigest()
+    digest = hashlib.sha256(repr((str(pixels.dtype), pixels.shape)).encode())
+    digest.update(np.ascontiguousarray(pixels).data)
+    return digest.hexdigest()
 
 
-def identity(training: Training, split: Split) -> list[Any]:
-    """What names a training: its settings, and the pixels that it sees, in order."""
+def training_identity(training: Training, split: LabelledData) -> list[Any]:
+    """Everything that the trained weights depend on: settings, start weights, pixels in order."""
     images = [asdict(image) | {"set": None, "validate": None} for image in training.images]
     for image in images:
         for spec in ("image", "label", "annotated"):
-            image[spec] = None  # a moved file is the same file: its pixels are below
+            image[spec] = None  # a file may move; its pixels are in `trained_on`
     starts = [file_sha256(file) for file in training.start_files]
-    return [training.decisive() | {"start": None}, starts, images, split.trained_on]
+    return [training.settings() | {"start": None}, starts, images, split.trained_on]
 
 
 def _read(spec: SourceSpec) -> NDArray[np.generic]:
@@ -187,48 +194,50 @@ def _read(spec: SourceSpec) -> NDArray[np.generic]:
         source.close()
 
 
-def _numbers(labels: NDArray[np.generic], said: LabelledImage) -> NDArray[np.int32]:
-    """Classes of a class mask, else instances without gaps: the work grows with the last."""
-    if said.values is not None:
-        return classes_of(labels, said.values, said.label.path).astype(np.int32)
-    found = np.unique(labels)
-    if np.any(found != np.rint(found.astype(np.float64))) or found[0] < 0 or found[-1] > INSTANCES:
+def _numbers(labels: NDArray[np.generic], config: LabelledImageConfig) -> NDArray[np.int32]:
+    """The classes of a class mask; else instances, renumbered from 1 without gaps.
+
+    Why without gaps: the time to find instances grows with the largest number.
+    """
+    if config.values is not None:
+        return labels_to_classes(labels, config.values, config.label.path).astype(np.int32)
+    values = np.unique(labels)
+    is_whole = np.all(values == np.rint(values.astype(np.float64)))
+    if not is_whole or values[0] < 0 or values[-1] > MOST_INSTANCES:
         raise SourceError(
-            f"Expected whole numbers from 0 to {INSTANCES} as labels in {said.label.path}, got "
-            f"values from {found[0]} to {found[-1]}."
+            f"Expected whole numbers from 0 to {MOST_INSTANCES} as labels in {config.label.path}, "
+            f"got values from {values[0]} to {values[-1]}. Correct the file, or its path."
         )
-    ids = found[found != 0]
+    ids = values[values != 0]
     return np.where(labels != 0, np.searchsorted(ids, labels) + 1, 0).astype(np.int32)
 
 
-def without_holes(labels: NDArray[np.int32]) -> NDArray[np.int32]:
-    """Instances with their holes filled, plane by plane: pseudo-labels often have some."""
-    filled = labels.copy()
+def fill_holes_of_instances(labels: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Fill the holes of instances, plane by plane: labels made by a program often have some."""
+    result = labels.copy()
     for index in np.ndindex(labels.shape[:-2]):
-        plane = filled[index]
+        plane = result[index]
         for label, box in enumerate(ndimage.find_objects(plane), start=1):
             if box is not None:
                 hole = ndimage.binary_fill_holes(plane[box] == label) & (plane[box] == 0)
                 plane[box][hole] = label
-    return filled
+    return result
 
 
-def _refuse_copies(images: list[tuple[LabelledImage, str]]) -> None:
-    """Equal pixels are one image, whatever the files are called.
+def _refuse_copies(images: list[tuple[LabelledImageConfig, str]]) -> None:
+    """Refuse two files with equal pixels where one is trained on and the other validates.
 
-    images  each with the sha256 of its pixels. Two parts of one file are let through: that they
-            are apart is seen in the configuration.
+    images  each with the sha256 of its pixels
+
+    Two parts of one file are allowed: that they share no pixel is checked in the configuration.
     """
-    for kept, digest_kept in images:
-        for seen, digest_seen in images:
-            if (
-                kept.validate is not None
-                and seen.train is not None
-                and digest_kept == digest_seen
-                and kept.place != seen.place
-            ):
+    validation = [(image, sha256) for image, sha256 in images if image.validate is not None]
+    training = [(image, sha256) for image, sha256 in images if image.train is not None]
+    for image, sha256 in validation:
+        for other, other_sha256 in training:
+            if sha256 == other_sha256 and image.location != other.location:
                 raise SourceError(
                     f"Expected images to validate on that are not trained on, but "
-                    f"{kept.image.path} has the same pixels as {seen.image.path}. Take one of them "
-                    f"out."
+                    f"{image.image.path} has the same pixels as {other.image.path}. Take one of "
+                    f"them out."
                 )

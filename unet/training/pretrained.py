@@ -1,12 +1,13 @@
 """Starting from known weights: a model folder, or the state dict of another U-Net.
 
-Names mean nothing between two programs, but a U-Net of the same shape has the same convolutions in
-the same order. So a weight is matched by order and shape: of the convolutions with a shape, the
-first in the file is the first that a pixel passes through here, and so on; a bias goes with its
-weight. Most shapes occur once. What is matched is listed, and anything left over is an error.
+Two programs name their tensors differently, but U-Nets of the same shape have the same convolutions
+in the same order. So a weight is matched by order and shape: of all convolutions with one shape,
+the first in the file is the first that a pixel passes through here, and so on. A bias belongs to
+its weight. Most shapes occur once. The matches are logged, and a tensor without one is an error.
 
-One thing no shape can tell: here, where the paths join, the skipped channels come before those from
-below. Weights of a network that joins them the other way round fit, and have to be trained again.
+One thing no shape can show: where the paths join, this network puts the channels of the skip before
+those from below. Weights of a network that joins them in the other order fit, but have to be
+trained once more.
 """
 
 from __future__ import annotations
@@ -30,10 +31,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Match:
-    """A tensor of the file and the one it becomes."""
+    """A pair of tensors of equal shape: `source` in the file, `target` in this network."""
 
-    given: str
-    taken: str
+    source: str
+    target: str
     shape: tuple[int, ...]
 
 
@@ -43,21 +44,21 @@ def load_pretrained(network: UNet, start: str) -> list[Match]:
 
     start  a model's name or folder, or a .pt or .safetensors state dict
 
-    Returns what went where. Raises ModelError where any tensor, here or there, has no counterpart.
+    Returns the pairs. Raises ModelError where a tensor of either network has no counterpart.
     """
     if Path(start).suffix in WEIGHT_FILES:
         tensors = read_tensors(Path(start))
     else:
         tensors = load_network(find_model(start)).state_dict()
-    wanted = network.state_dict()
-    matches = match(tensors, {name: wanted[name] for name in in_order(network)}, start)
-    for found in matches:
-        wanted[found.taken].copy_(tensors[found.given])
-        log.info("%s -> %s %s", found.given, found.taken, found.shape)
+    targets = network.state_dict()
+    matches = match(tensors, {name: targets[name] for name in tensor_order(network)}, start)
+    for pair in matches:
+        targets[pair.target].copy_(tensors[pair.source])
+        log.info("%s -> %s %s", pair.source, pair.target, pair.shape)
     return matches
 
 
-def in_order(network: UNet) -> Iterator[str]:
+def tensor_order(network: UNet) -> Iterator[str]:
     """The names of the network's tensors, in the order that a pixel passes through them."""
     depth = network.architecture.depth
     blocks = [f"down.{level}." for level in range(depth + 1)]
@@ -68,34 +69,38 @@ def in_order(network: UNet) -> Iterator[str]:
         yield from (name for name in names if name.startswith(block))
 
 
-def match(given: dict[str, Tensor], wanted: dict[str, Tensor], where: str) -> list[Match]:
-    """Pair the tensors of two state dicts, each in the order of its network."""
-    theirs, ours = _convolutions(given), _convolutions(wanted)
+def match(sources: dict[str, Tensor], targets: dict[str, Tensor], path: str) -> list[Match]:
+    """Pair the tensors of two state dicts, each in the order of its network.
+
+    path  of the sources, for messages
+    """
+    unused = _convolutions(sources)
     matches = []
-    for weight, bias in ours:
-        fits = [pair for pair in theirs if _shapes(given, pair) == _shapes(wanted, (weight, bias))]
-        if not fits:
+    for weight, bias in _convolutions(targets):
+        shapes = _shapes(targets, (weight, bias))
+        candidates = [pair for pair in unused if _shapes(sources, pair) == shapes]
+        if not candidates:
             raise ModelError(
-                f"Expected in {where} a U-Net of the same shape, but it has no tensor left for "
-                f"{weight} {tuple(wanted[weight].shape)}. Check width, depth, kernel, classes and "
-                f"channels in the configuration; that file begins with {_beginning(given)}."
+                f"Expected in {path} a U-Net of the same shape, but it has no tensor left for "
+                f"{weight} {tuple(targets[weight].shape)}. Check width, depth, kernel, classes and "
+                f"channels in the configuration; that file begins with {_beginning(sources)}."
             )
-        theirs.remove(fits[0])
-        for from_, to in zip(fits[0], (weight, bias), strict=True):
-            if from_ and to:
-                matches.append(Match(from_, to, tuple(wanted[to].shape)))
-    if theirs:
-        left = ", ".join(f"{weight} {tuple(given[weight].shape)}" for weight, _ in theirs[:4])
+        unused.remove(candidates[0])
+        for source, target in zip(candidates[0], (weight, bias), strict=True):
+            if source and target:
+                matches.append(Match(source, target, tuple(targets[target].shape)))
+    if unused:
+        names = ", ".join(f"{weight} {tuple(sources[weight].shape)}" for weight, _ in unused[:4])
         raise ModelError(
-            f"Expected in {where} a U-Net of the same shape, but it holds more than this network: "
-            f"{left}. It is a deeper network, or one with other layers, such as batch "
-            f"normalisation."
+            f"Expected in {path} a U-Net of the same shape, but it holds more than this network: "
+            f"{names}. Probably it is deeper, or has other layers such as batch normalisation. "
+            f"Change depth, or start from another file."
         )
     return matches
 
 
 def _convolutions(tensors: dict[str, Tensor]) -> list[tuple[str, str | None]]:
-    """Weights with the biases that follow them; what is neither stands as a weight."""
+    """Each weight with the bias that follows it, or None; any other tensor counts as a weight."""
     pairs: list[tuple[str, str | None]] = []
     names = list(tensors)
     while names:

@@ -1,14 +1,15 @@
 """The steps of a training: the loss, the optimiser, the running mean of the weights.
 
 As in the 2015 paper: a softmax over the classes and a cross-entropy in which every pixel has its
-weight; big windows rather than big batches; weights drawn after He; dropout at the end of the
-contracting path, in training only. Since then: AdamW (Loshchilov & Hutter 2019) with a rate that
-rises and falls as a cosine, and a running mean of the weights, which is steadier than any single
-state and is what is saved and measured. The last state is taken, never the best on the images that
-were kept away.
+weight; big windows rather than big batches; first weights after He et al. 2015; dropout at the end
+of the contracting path, in training only.
 
-Nothing random is carried from step to step: dropout is seeded by the step, samples are functions of
-it. So a training that goes on from a checkpoint ends in the same bits.
+Newer than the paper: AdamW (Loshchilov & Hutter 2019) with a learning rate that rises, then falls
+as a cosine; and a running mean of the weights, which varies less than the weights themselves. This
+mean is saved and measured: the last one, never the one with the best validation scores.
+
+No random state passes from step to step: dropout is seeded by the number of the step, and samples
+are functions of it. So a training that resumes from a checkpoint ends in the same bits.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 from unet.errors import RunError
+from unet.model.architecture import FLOAT32_BYTES
 from unet.network.inference import DTYPES, Inference, WindowRunner
 from unet.network.unet import CHANNELS_LAST, UNet
 from unet.planning.geometry import Box, read_mirrored
@@ -45,26 +47,26 @@ from unet.training.sampling import Sample, Sampler
 
 log = logging.getLogger(__name__)
 
-WARM_UP = 0.04  # of the steps, in which the rate rises
-LEAST_RATE = 1e-3  # of the largest
+WARM_UP = 0.04  # share of the steps in which the learning rate rises
+LEAST_RATE = 1e-3  # as a share of the largest
 WEIGHT_DECAY = 1e-3
 LARGEST_GRADIENT = 1.0
-AHEAD = 4  # samples drawn before they are needed
-TRIED = 4  # steps that the time of a step is told from; the first is not counted
-VALIDATED = {2: (1, 512, 512), 3: (32, 128, 128)}  # cores, (z, y, x)
-COPIES = 5  # of the weights: they, their gradients, two moments, the mean
+SAMPLES_AHEAD = 4  # drawn before they are needed
+TIMED_STEPS = 4  # after which the time per step is logged; the first, slower one does not count
+VALIDATION_CORES = {2: (1, 512, 512), 3: (32, 128, 128)}  # (z, y, x), by dims of the network
+WEIGHT_COPIES = 5  # in memory: weights, gradients, two moments, mean
 
 
 @dataclass(frozen=True)
-class Team:
-    """The processes that train together, each with its device; one is the usual number."""
+class TrainingProcess:
+    """One of `size` processes that train together, number `rank`, with its device."""
 
     rank: int = 0
     size: int = 1
     device: str = "cpu"
 
 
-def fresh(training: Training, channels: int, device: str) -> State:
+def initial_state(training: Training, channels: int, device: str) -> State:
     """A training before its first step: the weights follow from the seed, or from `start`."""
     torch.manual_seed(training.seed)
     network = UNet(training.architecture(channels))
@@ -86,75 +88,76 @@ def _dropping(share: float) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor],
     return drop
 
 
-def memory_needed(training: Training, channels: int) -> int:
-    """Bytes that one process takes beside its images, about."""
-    a = training.architecture(channels)
-    windows = training.batch * a.training_bytes(training.window)
-    return windows + COPIES * 4 * a.parameters
+def process_bytes(training: Training, channels: int) -> int:
+    """About how many bytes one process needs, without the images."""
+    architecture = training.architecture(channels)
+    windows = training.batch * architecture.training_bytes(training.window)
+    return windows + WEIGHT_COPIES * FLOAT32_BYTES * architecture.parameters
 
 
 @dataclass
 class Trainer:
     """Trains a state to its last step.
 
-    measure  figures of the mean on the validation images: the columns of the curves
-    place    where the checkpoint is; only the process of rank 0 writes
+    measure          scores of a network on the validation images: columns of the curves
+    checkpoint_file  that the process of rank 0 writes
     """
 
     training: Training
     state: State
     sampler: Sampler
     measure: Callable[[UNet], dict[str, float]]
-    place: Path
-    team: Team = Team()
+    checkpoint_file: Path
+    process: TrainingProcess = TrainingProcess()
 
     def run(self) -> None:
-        """Do the steps that are left. Raises RunError where the loss of a sample is not finite."""
-        last = self.training.steps
-        began, before = time.monotonic(), self.state.seconds
-        first, losses = self.state.step, []
+        """Do the remaining steps. Raises RunError where the loss of a sample is not finite."""
+        last_step = self.training.steps
+        start, seconds_before = time.monotonic(), self.state.seconds
+        first_step, losses = self.state.step, []
         network = self._parallel()
         self.state.network.train()
         with self._samples() as samples:
             for batch in samples:
                 losses.append(self._step(network, batch))
-                self.state.seconds = before + time.monotonic() - began
-                if self.state.step == first + 1:
-                    tried = self.state.seconds
-                if self.state.step == first + TRIED:
-                    self._tell_time((self.state.seconds - tried) / (TRIED - 1))
-                if self.state.step % self.training.report == 0 or self.state.step == last:
+                self.state.seconds = seconds_before + time.monotonic() - start
+                if self.state.step == first_step + 1:
+                    seconds_after_first = self.state.seconds
+                if self.state.step == first_step + TIMED_STEPS:
+                    seconds = self.state.seconds - seconds_after_first
+                    self._log_time(seconds / (TIMED_STEPS - 1))
+                if self.state.step % self.training.report == 0 or self.state.step == last_step:
                     self._report(losses)
                     losses.clear()
-                    began, before = time.monotonic(), self.state.seconds
+                    start, seconds_before = time.monotonic(), self.state.seconds
 
     def _parallel(self) -> nn.Module:
-        if self.team.size == 1:
+        if self.process.size == 1:
             return self.state.network
-        devices = [torch.device(self.team.device)] if "cuda" in self.team.device else None
+        devices = [torch.device(self.process.device)] if "cuda" in self.process.device else None
         return DistributedDataParallel(self.state.network, device_ids=devices)
 
     @contextmanager
     def _samples(self) -> Iterator[Iterator[list[Sample]]]:
-        """This process's samples of each step, drawn by a thread while the network works."""
-        mine = range(self.team.rank, self.training.batch, self.team.size)
+        """This process's samples of each step, drawn by a thread while the network computes."""
+        indices = range(self.process.rank, self.training.batch, self.process.size)
         steps = range(self.state.step, self.training.steps)
-        wanted = iter([(step, index) for step in steps for index in mine])
+        numbers = iter([(step, index) for step in steps for index in indices])
         with ThreadPoolExecutor(1) as pool:
-            drawn: list[Future[Sample]] = []
+            queue: list[Future[Sample]] = []
 
-            def ask() -> None:
-                if (sample := next(wanted, None)) is not None:
-                    drawn.append(pool.submit(self.sampler.draw, *sample))
+            def submit_next() -> None:
+                if (number := next(numbers, None)) is not None:
+                    queue.append(pool.submit(self.sampler.draw, *number))
 
             def batches() -> Iterator[list[Sample]]:
-                for _ in range(AHEAD):
-                    ask()
+                for _ in range(SAMPLES_AHEAD):
+                    submit_next()
                 for _ in steps:
                     batch = []
-                    for _ in mine:
-                        batch.append(drawn.pop(0).result())
-                        ask()
+                    for _ in indices:
+                        batch.append(queue.pop(0).result())
+                        submit_next()
                     yield batch
 
             try:
@@ -163,95 +166,102 @@ class Trainer:
                 pool.shutdown(cancel_futures=True)
 
     def _step(self, network: nn.Module, batch: list[Sample]) -> float:
-        """One step down the weighted cross-entropy of a batch; returns the loss."""
-        state, said = self.state, self.training
-        torch.manual_seed(seed_of(said.seed, state.step, self.team.rank))
-        device, layout = self.team.device, CHANNELS_LAST[said.network.dims]
+        """One step of the optimiser on the weighted cross-entropy of a batch; returns the loss."""
+        state, training = self.state, self.training
+        torch.manual_seed(combine_seeds(training.seed, state.step, self.process.rank))
+        device, layout = self.process.device, CHANNELS_LAST[training.network.dims]
         pixels = torch.from_numpy(np.stack([sample.pixels for sample in batch]))
         classes = torch.from_numpy(np.stack([sample.classes for sample in batch])).to(device)
         weights = torch.from_numpy(np.stack([sample.weights for sample in batch])).to(device)
-        kind, precision = torch.device(device).type, DTYPES[said.precision]
+        kind, precision = torch.device(device).type, DTYPES[training.precision]
         with torch.autocast(kind, precision, enabled=precision != torch.float32):
             logits = network(pixels.to(device).contiguous(memory_format=layout))
-        each = functional.cross_entropy(logits.float(), classes, reduction="none") * weights
-        _refuse_not_finite(each, batch)
-        loss = each.sum() / self._total(weights)
+        losses = functional.cross_entropy(logits.float(), classes, reduction="none") * weights
+        _refuse_not_finite(losses, batch)
+        loss = losses.sum() / self._total(weights)
         for group in state.optimiser.param_groups:
-            group["lr"] = said.learning_rate * rate(state.step, said.steps)
+            group["lr"] = training.learning_rate * rate(state.step, training.steps)
         state.optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(state.network.parameters(), LARGEST_GRADIENT)
         state.optimiser.step()
         state.step += 1
-        follow(state.mean, state.network, min(said.average, (1 + state.step) / (10 + state.step)))
+        share = min(training.average, (1 + state.step) / (10 + state.step))
+        update_mean(state.mean, state.network, share)
         return loss.item()
 
     def _total(self, weights: Tensor) -> Tensor:
-        """The sum of all weights of the step, divided as DDP divides the sum of gradients."""
+        """The sum of the step's weights over all processes, divided by their number.
+
+        DistributedDataParallel divides the sum of gradients by that number too.
+        """
         total = weights.sum()
-        if self.team.size > 1:
+        if self.process.size > 1:
             torch.distributed.all_reduce(total)
-            total = total / self.team.size
+            total = total / self.process.size
         return total.clamp(min=1e-6)
 
-    def _tell_time(self, each: float) -> None:
-        left = (self.training.steps - self.state.step) * each / 60
-        log.info("a step takes %.2f s: %.0f minutes for those that are left", each, left)
+    def _log_time(self, step_seconds: float) -> None:
+        minutes = (self.training.steps - self.state.step) * step_seconds / 60
+        log.info("a step takes %.2f s: about %.0f minutes remain", step_seconds, minutes)
 
     def _report(self, losses: list[float]) -> None:
-        """A row of the curves and a checkpoint."""
-        if self.team.rank:
+        """Add a row to the curves, and write a checkpoint."""
+        if self.process.rank:
             return
         state = self.state
         row: Row = {"step": state.step, "seconds": round(state.seconds, 1)}
         row |= {"loss": float(np.mean(losses))} | self.measure(state.mean)
         state.curves.append(row)
-        checkpoint.save(self.place, state)
-        shown = ", ".join(f"{name} {value:.4f}" for name, value in row.items() if name != "step")
-        log.info("step %d of %d: %s", state.step, self.training.steps, shown)
+        checkpoint.save(self.checkpoint_file, state)
+        text = ", ".join(f"{name} {value:.4f}" for name, value in row.items() if name != "step")
+        log.info("step %d of %d: %s", state.step, self.training.steps, text)
 
 
-def seed_of(*numbers: int) -> int:
-    """One seed from several numbers, for what torch draws in a step."""
+def combine_seeds(*numbers: int) -> int:
+    """One seed for torch from several numbers."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
 
 
 def rate(step: int, steps: int) -> float:
-    """The share of the largest learning rate at a step: it rises, then falls as a cosine."""
-    done = step / steps
-    return min(max(done, 1 / steps) / WARM_UP, 0.5 * (1 + math.cos(math.pi * done))) + LEAST_RATE
+    """The learning rate at a step as a share of the largest: it rises, then falls as a cosine."""
+    share = step / steps
+    return min(max(share, 1 / steps) / WARM_UP, 0.5 * (1 + math.cos(math.pi * share))) + LEAST_RATE
 
 
 @torch.no_grad()
-def follow(mean: UNet, network: UNet, kept: float) -> None:
-    """Move the mean of the weights towards the present weights."""
-    for average, now in zip(mean.parameters(), network.parameters(), strict=True):
-        average.lerp_(now, 1 - kept)
+def update_mean(mean: UNet, network: UNet, share: float) -> None:
+    """Move the mean of the weights towards the present weights; `share` of the mean remains."""
+    for average, weight in zip(mean.parameters(), network.parameters(), strict=True):
+        average.lerp_(weight, 1 - share)
 
 
-def _refuse_not_finite(each: Tensor, batch: list[Sample]) -> None:
+def _refuse_not_finite(losses: Tensor, batch: list[Sample]) -> None:
     """Raise RunError that names the sample whose loss is not finite."""
-    finite = torch.isfinite(each.detach().flatten(1).sum(1)).tolist()
+    finite = torch.isfinite(losses.detach().flatten(1).sum(1)).tolist()
     for sample, is_finite in zip(batch, finite, strict=True):
         if not is_finite:
             raise RunError(
                 f"Expected a finite loss, got NaN or infinity in {sample.name}. Either its pixels "
-                f"are far outside of what the normalisation expects, or the weights have grown "
-                f"without bound: then lower learning_rate. The last checkpoint is kept."
+                f"are far outside the range that the normalisation expects, or the weights have "
+                f"grown without bound: then lower learning_rate. The last checkpoint is kept."
             )
 
 
-def probabilities(network: UNet, pixels: NDArray[np.float32], device: str) -> NDArray[np.float32]:
+def predict_foreground(
+    network: UNet, pixels: NDArray[np.float32], device: str
+) -> NDArray[np.float32]:
     """Foreground probabilities (classes - 1, Z, Y, X) of normalised pixels (C, Z, Y, X).
 
-    Computed as the main job computes them, window after window, mirrored at the borders.
+    They are computed as in the main job: window by window, and mirrored at the borders.
     """
-    a = network.architecture
-    lattice = Lattice.of(a)
+    architecture = network.architecture
+    lattice = Lattice.of(architecture)
     shape = (1, *pixels.shape[1:])
-    core = lattice.cover(tuple(map(min, (1, *VALIDATED[a.dims]), shape)))
-    inference = Inference(network, a.dims, [0.0] * len(pixels), [1.0] * len(pixels), device)
-    runner = WindowRunner(inference, lattice, core, 1, a.classes)
+    core = lattice.cover(tuple(map(min, (1, *VALIDATION_CORES[architecture.dims]), shape)))
+    offsets, scales = [0.0] * len(pixels), [1.0] * len(pixels)
+    inference = Inference(network, architecture.dims, offsets, scales, device)
+    runner = WindowRunner(inference, lattice, core, 1, architecture.classes)
     whole = Box((0, 0, 0, 0), shape)
 
     def read(box: Box) -> NDArray[np.generic]:
@@ -264,13 +274,19 @@ def probabilities(network: UNet, pixels: NDArray[np.float32], device: str) -> ND
 
 
 @contextmanager
-def joined(team: Team, meeting: Path) -> Iterator[None]:
-    """Join the other processes of a team, which meet in a file and talk on loopback only."""
-    backend = "nccl" if "cuda" in team.device else "gloo"
+def process_group(process: TrainingProcess, rendezvous_file: Path) -> Iterator[None]:
+    """Connect this process with the others, on this machine only.
+
+    rendezvous_file  by which the processes find one another
+    """
+    backend = "nccl" if "cuda" in process.device else "gloo"
     os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")
     os.environ[f"{backend.upper()}_SOCKET_IFNAME"] = socket.if_indextoname(1)  # loopback
     torch.distributed.init_process_group(
-        backend, init_method=f"file://{meeting.absolute()}", rank=team.rank, world_size=team.size
+        backend,
+        init_method=f"file://{rendezvous_file.absolute()}",
+        rank=process.rank,
+        world_size=process.size,
     )
     try:
         yield

@@ -11,7 +11,7 @@ rule evaluate:
     conda:
         "../../environment.yml"
     params:
-        evaluations=evaluations,
+        evaluations=dependencies.evaluations(CONFIG),
         signatures=label_signatures,
         version=VERSION,
     script:

@@ -1,0 +1,178 @@
+"""Which image of a TIFF file is meant, which of its levels, and what its axes are.
+
+A file may hold several images (tifffile's series): a slide, its label, a thumbnail. The one with
+the largest plane is meant.
+"""
+
+from __future__ import annotations
+
+import struct
+from contextlib import ExitStack
+
+import tifffile
+
+from unet.errors import SourceError
+from unet.sources.base import SourceSpec
+from unet.sources.file import path_or_stream
+from unet.sources.image import UNUSED, RawImage
+from unet.sources.levels import choose_level, level_factor
+from unet.sources.tiff import metadata
+from unet.sources.tiff.pixels import DAMAGED, open_level
+
+SCANNER_KINDS = {"svs", "ndpi", "scn", "qpi"}  # of slides, whose resolution is a scanner's
+
+
+def open_tiff(spec: SourceSpec) -> RawImage:
+    """The level of a TIFF file that `spec` selects. Raises SourceError."""
+    with ExitStack() as stack:  # closes the file unless everything succeeds
+        try:
+            tif = stack.enter_context(tifffile.TiffFile(path_or_stream(spec.path)))
+            series = tif.series
+            if not series:
+                raise tifffile.TiffFileError("it holds no image")
+            next_page = _next_page(tif)
+        except (*DAMAGED, TypeError, ArithmeticError) as error:
+            raise SourceError(
+                f"{spec.path} begins like a TIFF file but cannot be read as one ({error}). It is "
+                "probably cut short or damaged; copy it again and compare the sizes."
+            ) from error
+        _refuse_appended(spec, series)
+        main = max(series, key=lambda s: s.keyframe.imagewidth * s.keyframe.imagelength)
+        _check_series(spec, tif, main, next_page)
+        raw = _open_series(spec, tif, main)
+        stack.pop_all()
+    return raw
+
+
+def _refuse_appended(spec: SourceSpec, series: list[tifffile.TiffPageSeries]) -> None:
+    """Raise SourceError for images that were appended one by one: no one knows which is meant."""
+    first = series[0]
+    if len(series) > 1 and all(s.kind == "shaped" and s.shape == first.shape for s in series):
+        raise SourceError(
+            f"{spec.path} holds {len(series)} images of shape {first.shape} that were appended "
+            "one by one, and does not say that they are one stack. Write them as one array, for "
+            "example tifffile.imwrite(path, stack, metadata={'axes': 'ZYX'}), or as a folder of "
+            "slices."
+        )
+
+
+def _open_series(
+    spec: SourceSpec, tif: tifffile.TiffFile, series: tifffile.TiffPageSeries
+) -> RawImage:
+    base = series.levels[0]
+    pixel_size, names = _metadata(tif, series)
+    axes, shape = base.get_axes(False).lower(), base.get_shape(False)
+    factors = [
+        {
+            axis: level_factor(full, reduced)
+            for axis, full, reduced in zip(axes, shape, level.get_shape(False), strict=True)
+            if axis in "zyx"
+        }
+        for level in series.levels
+    ]
+    number, pixel_size = choose_level(spec, pixel_size, factors)
+    level = series.levels[number]
+    axes = _file_axes(spec, level)
+    return RawImage(open_level(spec.path, tif, level), axes, pixel_size, names)
+
+
+def _check_series(
+    spec: SourceSpec, tif: tifffile.TiffFile, series: tifffile.TiffPageSeries, next_page: int | None
+) -> None:
+    """Raise SourceError for a file that has lost pages, and for pixels that are not an image."""
+    has_page_count = tif.is_ome or tif.is_imagej
+    if (
+        next_page is None
+        or next_page >= tif.filehandle.size
+        or (has_page_count and series.kind in ("generic", "uniform"))
+    ):
+        raise SourceError(
+            f"{spec.path} holds fewer pages than it says. It is probably cut short, or one part of "
+            "an image of several files: copy or write it again, and compare the sizes."
+        )
+    if series.keyframe.dtype is None:
+        raise SourceError(
+            f"{spec.path} holds samples of {series.keyframe.bitspersample} bits in a format that "
+            "cannot be read. Convert it to integers or floats of 8, 16 or 32 bits."
+        )
+    if series.kind == "bif" or series.transform is not None:
+        raise SourceError(
+            f"{spec.path} is a {series.kind.upper()} file, whose pixels are not an image before "
+            "they are stitched or rescaled. Convert it to OME-TIFF with bioformats2raw first."
+        )
+
+
+def _next_page(tif: tifffile.TiffFile) -> int | None:
+    """The offset after the last page: 0 in a complete file, None if the file ends before it."""
+    size = tif.tiff.offsetsize
+    tif.filehandle.seek(tif.pages.next_page_offset or 0)
+    data = tif.filehandle.read(size)
+    return int(struct.unpack(tif.tiff.offsetformat, data)[0]) if len(data) == size else None
+
+
+def _metadata(
+    tif: tifffile.TiffFile, series: tifffile.TiffPageSeries
+) -> tuple[dict[str, float], tuple[str, ...]]:
+    """Pixel size of level 0 and channel names, as the program that wrote the file has them."""
+    keyframe = series.keyframe
+    tag_sizes = metadata.from_resolution(
+        keyframe.resolution, int(keyframe.resolutionunit), series.kind in SCANNER_KINDS
+    )
+    if tif.is_ome and series.kind != "imagej":
+        xml = tifffile.xml2dict(tif.ome_metadata or "", sep="")
+        return metadata.from_ome(xml, tif.series.index(series))
+    if series.kind == "imagej":
+        shape = dict(zip(series.get_axes(False), series.get_shape(False), strict=True))
+        return metadata.from_imagej(
+            tif.imagej_metadata or {}, keyframe.resolution, shape.get("C", 1)
+        )
+    if series.kind == "svs":
+        return metadata.from_aperio(keyframe.description) or tag_sizes, ()
+    if series.kind == "qpi":
+        pages = [page for page in series if isinstance(page, tifffile.TiffPage)]
+        return tag_sizes, metadata.qptiff_names([page.description for page in pages])
+    return tag_sizes, ()
+
+
+def _file_axes(spec: SourceSpec, level: tifffile.TiffPageSeries) -> str:
+    """One letter for each dimension of the level, those of length 1 included.
+
+    The axes of the spec may name all dimensions, or leave out those of length 1.
+    """
+    shape, letters = level.get_shape(False), level.get_axes(False)
+    short = "".join(
+        a.lower() if n > 1 or a in "YX" else UNUSED for a, n in zip(letters, shape, strict=True)
+    )
+    if spec.axes is None:
+        unknown = [a for a in short if a not in "tczyxs" + UNUSED]
+        if unknown:
+            raise SourceError(
+                f"{spec.path} has shape {level.get_shape(True)} and does not say what its axis "
+                f"{unknown[0].upper()!r} of tifffile's {level.get_axes(True)!r} is. Set axes in "
+                "the configuration to one letter per dimension, such as 'zyx' or 'cyx'."
+            )
+        return short
+    # The spec may leave out no dimension, those of length 1 but y and x, or all of length 1.
+    for pattern in (short, letters, "".join(UNUSED if n == 1 else "k" for n in shape)):
+        if len(pattern.replace(UNUSED, "")) == len(spec.axes):
+            spec_axes = iter(spec.axes)
+            axes = "".join(a if a == UNUSED else next(spec_axes) for a in pattern)
+            _check_planes(spec, axes, letters)
+            return axes
+    raise SourceError(
+        f"{spec.path}: axes {spec.axes!r} name {len(spec.axes)} dimensions, but the image has "
+        f"{level.get_axes(True)!r} of shape {level.get_shape(True)}. Set axes in the configuration "
+        "to one letter for each of these."
+    )
+
+
+def _check_planes(spec: SourceSpec, axes: str, letters: str) -> None:
+    """Raise SourceError unless each plane is y, x and its samples, as in every TIFF."""
+    for letter, axis in zip(letters, axes, strict=True):
+        allowed = {"Y": "y", "X": "x", "S": "sc" + UNUSED}.get(letter)
+        if (allowed is None and axis in "yxs") or (allowed is not None and axis not in allowed):
+            raise SourceError(
+                f"{spec.path}: axes {spec.axes!r} do not fit its dimensions {letters!r}. In TIFF "
+                "each plane is y, x, and s its samples (red, green, blue); the axes lie in the "
+                "order of the file, such as 'zyx' or 'zyxs'."
+            )

