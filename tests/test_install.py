@@ -37,7 +37,7 @@ print(unet.__file__)
 
 def clean_environment() -> dict[str, str]:
     """The variables of this process, less those that lead to this environment's packages."""
-    dropped = ("PYTHONPATH", "PYTHONHOME", "PYTHONWARNINGS", "VIRTUAL_ENV", "UV_PROJECT_ENVIRONMENT")
+    dropped = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "UV_PROJECT_ENVIRONMENT")
     return {key: value for key, value in os.environ.items() if key not in dropped}
 
 
