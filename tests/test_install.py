@@ -108,7 +108,7 @@ def test_a_wheel_works_outside_of_the_checkout(clone: Path, tmp_path: Path) -> N
 
 @pytest.mark.timeout(900)  # where the packages are not in uv's cache yet, it downloads them
 def test_uv_sync_gives_a_working_environment(clone: Path, tmp_path: Path) -> None:
-    """With the pinned versions, though no lock file is committed."""
+    """With the pinned versions, though no lock file is committed, and with pip, for the demo."""
     assert not (clone / "uv.lock").exists()
     run(UV, "sync", "--quiet", folder=clone, variables=uv_environment())
     python = str(clone / ".venv" / "bin" / "python")
@@ -120,3 +120,4 @@ def test_uv_sync_gives_a_working_environment(clone: Path, tmp_path: Path) -> Non
     assert len(others) > 50
     assert others - set(pinned.splitlines()) == set()
     assert_prints_the_shapes(run(python, "-I", "-m", "unet", folder=tmp_path))
+    assert run(python, "-m", "pip", "--version").startswith("pip ")
