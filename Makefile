@@ -16,7 +16,7 @@ test: lint
 	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 check: lint
-	$(BIN)/pytest --numprocesses 2 -m "$(QUICK)"
+	$(BIN)/pytest --numprocesses 2 --dist loadfile -m "$(QUICK)"
 
 lint: .venv/test
 	$(BIN)/ruff check .

@@ -342,6 +342,7 @@ def test_a_damaged_shard_before_there_is_a_result_is_named(
     assert stores(place) == stores(finished)
 
 
+@pytest.mark.slow
 def test_a_zarr_source_is_read_in_place(source, pixels, finished, tiny_model, tmp_path):
     path = tmp_path / "own.zarr"
     zarr.create_array(path, data=pixels, chunks=(50, 70), zarr_format=2)
@@ -356,6 +357,7 @@ def test_a_zarr_source_is_read_in_place(source, pixels, finished, tiny_model, tm
     assert np.array_equal(zarr.open_array(place.result / "0", mode="r")[...], pixels)
 
 
+@pytest.mark.slow
 def test_the_mask_can_be_had_without_the_image(source, tiny_model, tmp_path):
     place = Workspace(tmp_path / "image")
     run_stages(source, tiny_model, place, choice=StitchOptions(image=False), **CUT)
