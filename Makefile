@@ -1,21 +1,29 @@
-# Two commands for a fresh clone: `make demo` and `make test`. Both are safe to repeat.
+# Two commands for a fresh clone: `make demo` and `make test`; and `make check`, the quick part of the
+# tests, while you work. All are safe to repeat.
 
 PYTHON ?= python3
 CORES ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 BIN := .venv/bin
+QUICK := not slow and not slurm and not s3 and not gpu
 
-.PHONY: demo test clean
+.PHONY: demo test check lint clean
 
 demo: .venv/demo
 	$(BIN)/snakemake --cores $(CORES) demo
 
-test: .venv/test
+test: lint
+	$(BIN)/snakemake --lint
+	$(BIN)/pytest --numprocesses 2 --dist loadfile
+
+check: lint
+	$(BIN)/pytest --numprocesses 2 --dist loadfile -m "$(QUICK)"
+
+lint: .venv/test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/snakefmt --check Snakefile workflow
-	$(BIN)/snakemake --lint
-	$(BIN)/pytest --numprocesses 2 --dist loadfile
+	$(BIN)/lint-imports
 
 # A stamp for each set of packages: installing again when nothing changed takes no time.
 .venv/demo: pyproject.toml constraints.txt

@@ -52,6 +52,7 @@ def test_a_worker_opens_a_job_once(tmp_path):
     assert len(list(tmp_path.glob("opened-*"))) == len(set(done.values())) == 1
 
 
+@pytest.mark.slow
 def test_what_was_opened_is_let_go_of_when_no_block_comes(tmp_path):
     """A client that was killed takes nothing away from the workers of a cluster that stays."""
     plugin = JobPlugin(Counting("count", tmp_path), limit=None)
@@ -148,6 +149,7 @@ def test_no_more_blocks_are_handed_out_than_said(tmp_path):
     assert max(ahead) == 5
 
 
+@pytest.mark.slow
 def test_two_jobs_share_a_scheduler_that_is_there(tmp_path):
     with LocalCluster(
         n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0"
@@ -181,6 +183,7 @@ class Held:
         return do
 
 
+@pytest.mark.slow
 def test_a_worker_of_many_threads_holds_no_more_blocks_than_memory_was_planned_for(tmp_path):
     with LocalCluster(
         n_workers=1, threads_per_worker=8, dashboard_address="127.0.0.1:0"
@@ -192,6 +195,7 @@ def test_a_worker_of_many_threads_holds_no_more_blocks_than_memory_was_planned_f
     assert max(done.values()) == BLOCKS_PER_WORKER
 
 
+@pytest.mark.slow
 def test_a_cluster_that_starts_workers_for_tasks_alone_is_waited_for(tmp_path):
     with LocalCluster(n_workers=0, dashboard_address="127.0.0.1:0") as running:
         running.adapt(minimum=0, maximum=1, wait_count=1000)  # and does not end them soon

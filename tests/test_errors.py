@@ -701,6 +701,7 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any], Path, ModelMaker], None], str
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CHANGES)
 def test_the_workflow_ends_with_the_sentence_and_keeps_the_result(
     name: str,
@@ -724,6 +725,7 @@ def test_the_workflow_ends_with_the_sentence_and_keeps_the_result(
         assert files_in(folder / "results" / "tiny" / "tiny.ome.zarr") == before
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_under_the_workflow(
     earlier: tuple[Path, dict[str, Any]], run_workflow: Workflow, tmp_path: Path
 ) -> None:

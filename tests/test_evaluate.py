@@ -57,6 +57,7 @@ def config(folder, make_model):
     }
 
 
+@pytest.mark.slow
 def test_a_model_is_trained_and_a_mask_is_measured_by_rules(run_workflow, config, folder):
     done = run_workflow(config, folder, "evaluate", "train")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -73,6 +74,7 @@ def test_a_model_is_trained_and_a_mask_is_measured_by_rules(run_workflow, config
     assert "Nothing to be done" in again.stdout + again.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["evaluate", "train"])
 def test_without_its_section_a_rule_says_what_is_missing(run_workflow, config, tmp_path, rule):
     tifffile.imwrite(tmp_path / "image.tif", picture(20, 20))

@@ -50,7 +50,7 @@ from unet.storage.ledger import recorded
 from unet.storage.locks import lock_file
 from unet.storage.workspace import Workspace
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 BLOCK = 16
 BLOCKS_A_KILL = 25  # so that some are always left to be killed in

@@ -12,6 +12,8 @@ from unet.errors import ModelError, SourceError
 from unet.model.classify import decide, with_background
 from unet.network.inference import foreground
 
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU here")
+
 
 @given(st.integers(2, 5), st.integers(1, 40), st.integers(1, 40), st.data())
 def test_a_probability_has_the_same_bits_wherever_its_pixel_lies(classes, height, width, data):
@@ -80,6 +82,19 @@ def test_an_image_that_does_not_fit_is_refused(make_model, image, axes, error, m
     model = unet.load_model(make_model(in_channels=channels).folder)
     with pytest.raises(error, match=message):
         unet.predict(model, image, axes)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, NO_GPU])])
+def test_a_device_agrees_with_the_reference(make_model, device):
+    """On a GPU to rounding: its sums are taken in another order."""
+    from unet.network.inference import Inference
+
+    loaded = unet.load_model(make_model(depth=2, width=4, classes=3).folder)
+    window = picture(1, 1, 1, 60, 60)
+    arguments = (loaded.network, 2, [60], [0.02])
+    reference = Inference(*arguments).probabilities([window])
+    found = Inference(*arguments, device=device).probabilities([window])
+    assert np.abs(found - reference).max() <= (0 if device == "cpu" else 1e-5)
 
 
 def test_bfloat16_agrees_with_float32_to_its_precision(make_model):

@@ -53,6 +53,7 @@ def one_worker() -> Iterator[tuple[Machines, Callable[[], int]]]:
         yield replace(ALONE, address=workers.client.scheduler.address), held
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_a_worker_holds_no_more_than_is_planned(case, make_model, tmp_path):
     """In each stage, with blocks of their full size: one worker does them all, three at a time."""

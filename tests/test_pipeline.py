@@ -81,18 +81,21 @@ def test_dask_equals_the_untiled_reference(finished, pixels, tiny_model):
     assert 0 < mask.mean() < 1
 
 
+@pytest.mark.slow
 def test_five_slabs_equal_one(finished, source, tiny_model, tmp_path):
     workspace = Workspace(tmp_path / "image")
     run_stages(source, tiny_model, workspace, slabs=5, **CUT)
     assert stores(workspace) == stores(finished)
 
 
+@pytest.mark.slow
 def test_other_windows_give_the_same_bytes(finished, source, tiny_model, tmp_path):
     workspace = Workspace(tmp_path / "image")
     run_stages(source, tiny_model, workspace, **{**CUT, "core": (16, 16)})
     assert stores(workspace) == stores(finished)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_and_ends_in_the_same_bytes(
     finished, source, tiny_model, tmp_path
 ):
@@ -143,6 +146,7 @@ def test_an_interrupted_run_goes_on_and_ends_in_the_same_bytes(
     assert not list(workspace.root.rglob("*.partial"))
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_replaced_and_its_block_done_again(
     finished, source, tiny_model, tmp_path
 ):
@@ -171,6 +175,7 @@ def test_a_killed_worker_is_replaced_and_its_block_done_again(
     assert stores(workspace) == stores(finished)
 
 
+@pytest.mark.slow
 def test_a_hole_is_an_error_that_names_it_and_the_result_stays(source, tiny_model, tmp_path):
     workspace = Workspace(tmp_path / "image")
     plan = run_stages(source, tiny_model, workspace, **CUT)
@@ -186,6 +191,7 @@ def test_a_hole_is_an_error_that_names_it_and_the_result_stays(source, tiny_mode
     assert files_in(workspace.result) == before
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_is_found(source, tiny_model, tmp_path):
     workspace = Workspace(tmp_path / "image")
     plan = run_stages(source, tiny_model, workspace, **CUT)
@@ -197,6 +203,7 @@ def test_a_flipped_bit_is_found(source, tiny_model, tmp_path):
         stitch.run(workspace, StitchOptions(threshold=0.4), ONE_CORE)
 
 
+@pytest.mark.slow
 def test_changed_weights_never_meet_the_old_blocks(source, make_model, tmp_path):
     workspace = Workspace(tmp_path / "image")
     first, second = make_model(seed=1), make_model(seed=2)
@@ -219,6 +226,7 @@ def test_the_result_is_a_valid_ome_zarr(finished):
     assert scale[0].coordinateTransformations[0].scale == [0.5, 0.5]
 
 
+@pytest.mark.slow
 def test_the_result_holds_the_image_and_both_pyramids(make_model, tmp_path):
     pixels = picture(3, 1100, 530)
     path = tmp_path / "rgb.tif"
@@ -334,6 +342,7 @@ def test_a_damaged_shard_before_there_is_a_result_is_named(
     assert stores(workspace) == stores(finished)
 
 
+@pytest.mark.slow
 def test_a_zarr_source_is_read_in_place(source, pixels, finished, tiny_model, tmp_path):
     path = tmp_path / "own.zarr"
     zarr.create_array(path, data=pixels, chunks=(50, 70), zarr_format=2)
@@ -348,6 +357,7 @@ def test_a_zarr_source_is_read_in_place(source, pixels, finished, tiny_model, tm
     assert np.array_equal(zarr.open_array(workspace.result / "0", mode="r")[...], pixels)
 
 
+@pytest.mark.slow
 def test_the_mask_can_be_had_without_the_image(source, tiny_model, tmp_path):
     workspace = Workspace(tmp_path / "image")
     run_stages(source, tiny_model, workspace, choice=StitchOptions(image=False), **CUT)
@@ -376,6 +386,7 @@ def test_a_block_that_always_fails_is_named_and_the_others_finish():
     assert sorted(done) == [b for b in range(20) if b != 3]
 
 
+@pytest.mark.slow
 def test_manifests_of_equal_runs_are_equal(finished, source, tiny_model, tmp_path):
     """So that Snakemake does not run what depends on them again."""
     workspace = Workspace(tmp_path / "image")
@@ -387,6 +398,7 @@ def test_manifests_of_equal_runs_are_equal(finished, source, tiny_model, tmp_pat
     assert workspace.manifest("split").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_slabs_may_start_at_the_same_time(source, tiny_model, finished, tmp_path):
     """Four processes open the stores of a run that split did not make, all at once."""
     workspace = Workspace(tmp_path / "image")
@@ -409,6 +421,7 @@ def test_slabs_may_start_at_the_same_time(source, tiny_model, finished, tmp_path
     assert stores(workspace) == stores(finished)
 
 
+@pytest.mark.slow
 def test_an_image_that_lost_a_file_is_an_error(source, tiny_model, tmp_path):
     """Not a black square: of a store that this project wrote, every shard must be there."""
     workspace = Workspace(tmp_path / "image")
@@ -446,6 +459,7 @@ def test_channels_of_a_zarr_are_read_in_the_order_asked_for(channels, tmp_path):
     assert np.array_equal(found.read(whole)[0, :, 0], pixels[list(channels)])
 
 
+@pytest.mark.slow
 def test_a_corrected_pixel_size_reaches_the_result(source, tiny_model, tmp_path):
     workspace = Workspace(tmp_path / "image")
     run_stages(source, tiny_model, workspace, **CUT)
@@ -456,6 +470,7 @@ def test_a_corrected_pixel_size_reaches_the_result(source, tiny_model, tmp_path)
     assert len(list((workspace.root / "work").glob("ingest-*"))) == 1
 
 
+@pytest.mark.slow
 def test_a_result_that_lost_a_file_is_made_again(finished, source, tiny_model, tmp_path):
     workspace = Workspace(tmp_path / "image")
     run_stages(source, tiny_model, workspace, **CUT)

@@ -16,9 +16,12 @@ from unet.storage.workspace import Workspace
 
 DATA = REPOSITORY.parent / "shared" / "data"
 
-pytestmark = pytest.mark.skipif(
-    not DATA.is_dir(), reason="the real images of ../shared/data are not on this machine"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not DATA.is_dir(), reason="the real images of ../shared/data are not on this machine"
+    ),
+]
 
 
 def mask_of(workspace: Workspace):

@@ -54,6 +54,8 @@ KEY, SECRET = "key-of-the-test", "Secret/of+the+test"
 SCRIPTS = REPOSITORY / "tests"
 SCHEMA = REPOSITORY / "workflow" / "schemas" / "config.schema.yaml"
 
+pytestmark = pytest.mark.s3
+
 
 @dataclass(frozen=True)
 class Server:

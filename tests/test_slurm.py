@@ -30,7 +30,7 @@ from unet.storage.ledger import recorded
 from unet.storage.workspace import Workspace
 
 # Each waits for Slurm, which looks at time limits twice a minute, more than it computes.
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(900)]
 
 START, STOP = (str(REPOSITORY / "tests" / f"{word}-slurm.sh") for word in ("start", "stop"))
 SNAKEMAKE = (

@@ -255,6 +255,7 @@ def test_a_loss_that_is_not_finite_names_the_sample(folder, tmp_path):
     assert not (tmp_path / "m" / "model.yaml").exists()
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_does(folder, tmp_path):
     """Gradients are those of the whole batch, however many processes it is spread over."""
     training = training_of(folder, batch=2, network={"width": 2, "depth": 1}, steps=3, report=3)
@@ -270,6 +271,7 @@ def test_two_processes_train_as_one_does(folder, tmp_path):
         assert torch.allclose(one, two, rtol=1e-4, atol=1e-5), name
 
 
+@pytest.mark.slow
 def test_an_error_of_one_process_is_raised_by_the_first(folder, tmp_path):
     training = training_of(folder, batch=2, learning_rate=1e30)
     with pytest.raises(RunError, match="Expected a finite loss"):

@@ -46,6 +46,7 @@ def finished(run_workflow, config, folder):
     return done
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("finished")
 def test_every_mask_is_the_one_of_the_reference(config, folder):
     images = {
@@ -59,12 +60,14 @@ def test_every_mask_is_the_one_of_the_reference(config, folder):
         assert np.array_equal(mask, expected > 0.5)
 
 
+@pytest.mark.slow
 def test_it_tells_how_far_it_is(finished):
     assert re.search(
         r"predict rgb 1/2.*\d+ / \d+ blocks, [\d.]+ Mpx/s, \d+ s left", finished.stderr
     )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("finished")
 def test_a_second_call_has_nothing_to_do(run_workflow, config, folder):
     before = files_in(folder / "results")
@@ -73,6 +76,7 @@ def test_a_second_call_has_nothing_to_do(run_workflow, config, folder):
     assert files_in(folder / "results") == before
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("finished")
 def test_a_deleted_result_is_made_again(run_workflow, config, folder):
     result = folder / "results" / "rgb" / "rgb.ome.zarr"
@@ -84,6 +88,7 @@ def test_a_deleted_result_is_made_again(run_workflow, config, folder):
     assert "rule predict:" not in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("finished")
 def test_the_same_pixels_in_another_file_are_not_predicted_again(run_workflow, config, folder):
     pixels = tifffile.imread(folder / "rgb.tif")
@@ -96,6 +101,7 @@ def test_the_same_pixels_in_another_file_are_not_predicted_again(run_workflow, c
     assert files_in(ledger) == before
 
 
+@pytest.mark.slow
 def test_an_image_that_changed_is_done_again(run_workflow, tiny_model, tmp_path):
     """The chunks of a Zarr alone, or by an older file: the plain command sees it all the same."""
     array = zarr.create_array(tmp_path / "own.zarr", data=picture(90, 130), chunks=(30, 50))
