@@ -1,7 +1,7 @@
 """How to talk to object stores and web servers: connections, and what to tell of their errors.
 
-Credentials come from the environment or the usual files of AWS. A server's answer may repeat them,
-so of an error only the server's address and the status are told.
+Credentials come from the environment, which obstore reads, or from the AWS files (`aws_profile`). A
+server's answer may repeat them, so of an error only the server's address and the status are told.
 """
 
 from __future__ import annotations
@@ -10,31 +10,27 @@ import errno
 import os
 import re
 from collections.abc import Iterator
-from configparser import ConfigParser
-from configparser import Error as UnreadableFile
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from obstore.exceptions import BaseError
 from obstore.store import HTTPStore, S3Store
 
 from unet.errors import ConfigError, ServerError
+from unet.storage.aws_profile import ENDPOINTS, read_profile
+
+if TYPE_CHECKING:
+    from obstore.store import ClientConfig, RetryConfig
 
 PATIENCE = timedelta(minutes=3)  # with a server that is away; a signed request is good for 5
 FIRST_PATIENCE = timedelta(seconds=10)  # before anything was begun
 LONGEST_REQUEST = timedelta(minutes=2)
 LONGEST_PAUSE = timedelta(seconds=5)
 METADATA_SERVICE = "169.254."  # where the machines of a cloud ask for keys
-ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
-KEYS = {
-    "aws_access_key_id": "access_key_id",
-    "aws_secret_access_key": "secret_access_key",
-    "aws_session_token": "session_token",
-}
+PROVIDER = "External AWS credential provider"  # so obstore calls what `aws_profile` gives it
 
 
 @cache
@@ -48,28 +44,41 @@ def connect(root: str, prefix: str = "", patience: timedelta | None = None) -> S
 
     patience  how long a server that does not answer, or is not ready, is asked again; PATIENCE
     """
-    settings = _of_aws_files()
-    named = (settings.get("endpoint_url"), *map(os.environ.get, ENDPOINTS))
-    endpoints = [endpoint for endpoint in named if endpoint]
-    if not all(re.fullmatch(r"https?://[^/@\s]+(/[^@\s]*)?", each) for each in endpoints):
+    retries: RetryConfig = {
+        "max_retries": 10_000,  # time is what bounds them
+        "retry_timeout": patience or PATIENCE,
+        "backoff": {"max_backoff": LONGEST_PAUSE},
+    }
+    if not root.startswith("s3://"):
+        address = f"{root}/{quote(prefix)}"
+        return HTTPStore(address, client_options=_client_options(root), retry_config=retries)
+    profile = read_profile()
+    addresses = _server_addresses(profile.endpoint_url)
+    return S3Store(
+        root.removeprefix("s3://"),
+        prefix=prefix or None,
+        config=profile.config,
+        credential_provider=profile.provider,
+        client_options=_client_options(*addresses),
+        retry_config=retries,
+    )
+
+
+def _server_addresses(of_profile: str | None) -> list[str]:
+    """The addresses of the server that are set. Raises ConfigError, which repeats none."""
+    values = (of_profile, *map(os.environ.get, ENDPOINTS))
+    addresses = [address for address in values if address]
+    if not all(re.fullmatch(r"https?://[^/@\s]+(/[^@\s]*)?", each) for each in addresses):
         raise ConfigError(
             "Expected http://host or https://host in AWS_ENDPOINT_URL, and nothing secret in it, "
             "but it is no such address. Correct it; keys have variables of their own."
         )
-    how: dict[str, Any] = {
-        "client_options": {
-            "timeout": LONGEST_REQUEST,
-            "allow_http": any(each.startswith("http://") for each in (root, *endpoints)),
-        },
-        "retry_config": {
-            "max_retries": 10_000,  # time is what bounds them
-            "retry_timeout": patience or PATIENCE,
-            "backoff": {"max_backoff": LONGEST_PAUSE},
-        },
-    }
-    if not root.startswith("s3://"):
-        return HTTPStore(f"{root}/{quote(prefix)}", **how)
-    return S3Store(root.removeprefix("s3://"), prefix=prefix or None, config=settings, **how)
+    return addresses
+
+
+def _client_options(*addresses: str) -> ClientConfig:
+    allow_http = any(address.startswith("http://") for address in addresses)
+    return {"timeout": LONGEST_REQUEST, "allow_http": allow_http}
 
 
 @contextmanager
@@ -96,10 +105,16 @@ def _sentence(where: object, said: str) -> ServerError:
     server = address.group(1) if address else "its server"
     answered = re.search(r"status code: (\d{3})", said)
     status = int(answered.group(1)) if answered else 0
+    if PROVIDER in said:
+        return ServerError(
+            f"Expected keys for {where} from the profile of ~/.aws, but they could not be renewed. "
+            f"If it is a login, it is over: renew it with `aws sso login`. What was done is kept: "
+            f"run again."
+        )
     if METADATA_SERVICE in server:
         return ServerError(
             f"Expected keys for {where}, and found none: neither in the environment "
-            f"(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY) nor in ~/.aws/credentials, nor from "
+            f"(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY) nor in a profile of ~/.aws, nor from "
             f"this machine's role. Set them, or AWS_SKIP_SIGNATURE=true for public data."
         )
     if "NoSuchBucket" in said:
@@ -128,37 +143,3 @@ def _sentence(where: object, said: str) -> ServerError:
         f"asked again and again. Check AWS_ENDPOINT_URL and the network; "
         f"what was done is kept: run again when the server is back."
     )
-
-
-def _of_aws_files() -> Any:
-    """What ~/.aws/config and ~/.aws/credentials say and the environment does not.
-
-    obstore itself reads the environment, and the role of a cloud's machine.
-    """
-    profile = os.environ.get("AWS_PROFILE", "default")
-    section = profile if profile == "default" else f"profile {profile}"
-    found = {
-        **_section("AWS_CONFIG_FILE", "config", section),
-        **_section("AWS_SHARED_CREDENTIALS_FILE", "credentials", profile),
-    }
-    settings: dict[str, str] = {}
-    if "AWS_ACCESS_KEY_ID" not in os.environ:
-        settings |= {name: found[key] for key, name in KEYS.items() if key in found}
-    if not {"AWS_REGION", "AWS_DEFAULT_REGION"} & os.environ.keys() and "region" in found:
-        settings["region"] = found["region"]
-    if not set(ENDPOINTS) & os.environ.keys() and "endpoint_url" in found:
-        settings["endpoint_url"] = found["endpoint_url"]
-    return settings
-
-
-def _section(variable: str, name: str, section: str) -> dict[str, str]:
-    parser = ConfigParser(interpolation=None)
-    file = Path(os.environ.get(variable) or Path("~/.aws", name)).expanduser()
-    try:
-        parser.read(file, encoding="utf-8")
-    except (UnreadableFile, UnicodeDecodeError):
-        raise ConfigError(  # their messages quote the file, so they are not repeated
-            f"Expected {file} to be a file of AWS settings, but it does not read as one. Mend it, "
-            f"or set the variables of the environment."
-        ) from None
-    return dict(parser[section]) if section in parser else {}
