@@ -38,12 +38,13 @@ from unet.sources import open_source
 from unet.sources.base import SourceSpec
 from unet.sources.file import RemoteFile
 from unet.stages import ingest, predict, split, stitch, verify
+from unet.stages.manifests import IngestManifest
 from unet.stages.probabilities import (
     create_probabilities,
     open_probabilities,
     probabilities_array,
 )
-from unet.storage import ome, server
+from unet.storage import aws_profile, ome, server
 from unet.storage.ledger import Ledger, recorded
 from unet.storage.location import Location, RemotePath, files, link_tree, locate
 from unet.storage.manifest import read_manifest
@@ -566,6 +567,37 @@ def test_keys_that_are_nowhere_are_asked_for(bucket, monkeypatch):
     monkeypatch.setattr("unet.storage.location.FIRST_PATIENCE", timedelta(seconds=0.1))
     with pytest.raises(ServerError, match=r"Expected keys for s3://.*and found none"):
         ingest.check(bucket)
+
+
+def test_a_run_takes_its_keys_from_a_profile_and_writes_them_nowhere(
+    bucket, source, s3, tmp_path, monkeypatch
+):
+    """In each process that opens a store: the keys do not travel to the workers."""
+    for variable in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL"):
+        monkeypatch.delenv(variable)
+    secrets = tmp_path / "secrets"
+    secrets.mkdir()
+    keys = f"aws_access_key_id = {KEY}\naws_secret_access_key = {SECRET}\n"
+    (secrets / "credentials").write_text(f"[lab]\n{keys}")
+    address = s3.settings["AWS_ENDPOINT_URL"]
+    (secrets / "config").write_text(f"[profile lab]\nendpoint_url = {address}\n")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(secrets / "credentials"))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(secrets / "config"))
+    monkeypatch.setenv("AWS_PROFILE", "lab")
+    server.client.cache_clear()
+    aws_profile._session.cache_clear()
+    (bucket / "image.tif").write_bytes(Path(source.path).read_bytes())
+    place = on_s3(bucket, tmp_path)
+    ingest.run(SourceSpec(f"{bucket}/image.tif"), place, ONE_CORE)
+    image = read_manifest(place.manifest("ingest"), IngestManifest).image
+    assert image.store.startswith(f"{bucket}/")
+    for content in (*files_in(place.root).values(), *objects_in(bucket).values()):
+        assert KEY.encode() not in content
+        assert SECRET.encode() not in content
+    for connection in (server.client(bucket.root), bucket.objects()):
+        assert not {KEY, SECRET} & set(map(str, connection.config.values()))
+    server.client.cache_clear()
+    aws_profile._session.cache_clear()
 
 
 def test_a_dry_run_asks_no_server_and_keys_are_written_nowhere(

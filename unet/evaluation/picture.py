@@ -1,6 +1,8 @@
 """Learning curves and validation images, drawn: an SVG and a PNG.
 
-Why without a plotting library: panels of lines are text, and images side by side are an array.
+Why without a plotting library: the curves are a few axes and lines, and drawing them as text takes
+less than 60 lines here. matplotlib would add 75 MB to each installation, for one file of a
+training.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What a worker and a device hold, in bytes: so that a run that cannot fit ends before it begins.
 
-The constants were measured on real runs; `scripts/benchmark` measures them again.
+The constants were measured on real runs; `python -m scripts.benchmark.memory` measures again.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Connections to object stores and web servers, and messages for their errors.
 
-Credentials come from the environment or the usual files of AWS. A server's answer may repeat them,
-so a message only has the server's address and the status.
+Credentials come from the environment, which obstore reads, or from the AWS files (`aws_profile`). A
+server's answer may repeat them, so a message only has the server's address and the status.
 """
 
 from __future__ import annotations
@@ -10,31 +10,27 @@ import errno
 import os
 import re
 from collections.abc import Iterator
-from configparser import ConfigParser
-from configparser import Error as UnreadableFile
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from obstore.exceptions import BaseError
 from obstore.store import HTTPStore, S3Store
 
 from unet.errors import ConfigError, ServerError
+from unet.storage.aws_profile import ENDPOINTS, read_profile
+
+if TYPE_CHECKING:
+    from obstore.store import ClientConfig, RetryConfig
 
 PATIENCE = timedelta(minutes=3)  # with a silent server; a signed request expires after 5 minutes
 FIRST_PATIENCE = timedelta(seconds=10)  # before any work began
 LONGEST_REQUEST = timedelta(minutes=2)
 LONGEST_PAUSE = timedelta(seconds=5)
 METADATA_SERVICE = "169.254."  # where the machines of a cloud ask for keys
-ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
-KEYS = {
-    "aws_access_key_id": "access_key_id",
-    "aws_secret_access_key": "secret_access_key",
-    "aws_session_token": "session_token",
-}
+PROVIDER = "External AWS credential provider"  # so obstore calls what `aws_profile` gives it
 
 
 @cache
@@ -48,28 +44,37 @@ def connect(root: str, prefix: str = "", patience: timedelta | None = None) -> S
 
     patience  how long a request is repeated while the server does not answer; default PATIENCE
     """
-    settings = _of_aws_files()
-    named = (settings.get("endpoint_url"), *map(os.environ.get, ENDPOINTS))
-    endpoints = [endpoint for endpoint in named if endpoint]
-    if not all(re.fullmatch(r"https?://[^/@\s]+(/[^@\s]*)?", each) for each in endpoints):
+    retries: RetryConfig = {
+        "max_retries": 10_000,  # time is what bounds them
+        "retry_timeout": patience or PATIENCE,
+        "backoff": {"max_backoff": LONGEST_PAUSE},
+    }
+    if not root.startswith("s3://"):
+        address = f"{root}/{quote(prefix)}"
+        return HTTPStore(address, client_options=_client_options(root), retry_config=retries)
+    profile = read_profile()
+    addresses = _server_addresses(profile.endpoint_url)
+    return S3Store(
+        root.removeprefix("s3://"),
+        prefix=prefix or None,
+        config=profile.config,
+        credential_provider=profile.provider,
+        client_options=_client_options(*addresses),
+        retry_config=retries,
+    )
+
+
+def _server_addresses(of_profile: str | None) -> list[str]:
+    """The addresses of the server that are set. Raises ConfigError, which repeats none."""
+    values = (of_profile, *map(os.environ.get, ENDPOINTS))
+    addresses = [address for address in values if address]
+    if not all(re.fullmatch(r"https?://[^/@\s]+(/[^@\s]*)?", each) for each in addresses):
         raise ConfigError(
             "Expected http://host or https://host in AWS_ENDPOINT_URL, and nothing secret in it, "
             "but it is no such address. Correct it; keys have variables of their own."
         )
-    how: dict[str, Any] = {
-        "client_options": {
-            "timeout": LONGEST_REQUEST,
-            "allow_http": any(each.startswith("http://") for each in (root, *endpoints)),
-        },
-        "retry_config": {
-            "max_retries": 10_000,  # the timeout comes first
-            "retry_timeout": patience or PATIENCE,
-            "backoff": {"max_backoff": LONGEST_PAUSE},
-        },
-    }
-    if not root.startswith("s3://"):
-        return HTTPStore(f"{root}/{quote(prefix)}", **how)
-    return S3Store(root.removeprefix("s3://"), prefix=prefix or None, config=settings, **how)
+Credentials come from the environment, which obstore reads, or from the AWS files (`aws_profile`). A
+server's answer may repeat them, so a message only has the server's address and the status.
 
 
 @contextmanager
@@ -94,12 +99,12 @@ def _sentence(where: object, error_text: str) -> ServerError:
     """The message for an error; it repeats only the server's address and the status."""
     address = re.search(r"performing [A-Z]+ (https?://[^/\s]+)", error_text)
     server = address.group(1) if address else "its server"
-    status_match = re.search(r"status code: (\d{3})", error_text)
-    status = int(status_match.group(1)) if status_match else 0
+Credentials come from the environment, which obstore reads, or from the AWS files (`aws_profile`). A
+server's answer may repeat them, so a message only has the server's address and the status.
     if METADATA_SERVICE in server:
         return ServerError(
             f"Expected keys for {where}, and found none: neither in the environment "
-            f"(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY) nor in ~/.aws/credentials, nor from "
+            f"(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY) nor in a profile of ~/.aws, nor from "
             f"this machine's role. Set them, or AWS_SKIP_SIGNATURE=true for public data."
         )
     if "NoSuchBucket" in error_text:
@@ -128,37 +133,3 @@ def _sentence(where: object, error_text: str) -> ServerError:
         f"the request was repeated. Check AWS_ENDPOINT_URL and the network. Finished blocks are "
         f"kept: run again when the server is back."
     )
-
-
-def _of_aws_files() -> Any:
-    """What ~/.aws/config and ~/.aws/credentials say and the environment does not.
-
-    obstore itself reads the environment, and the role of a cloud's machine.
-    """
-    profile = os.environ.get("AWS_PROFILE", "default")
-    section = profile if profile == "default" else f"profile {profile}"
-    found = {
-        **_section("AWS_CONFIG_FILE", "config", section),
-        **_section("AWS_SHARED_CREDENTIALS_FILE", "credentials", profile),
-    }
-    settings: dict[str, str] = {}
-    if "AWS_ACCESS_KEY_ID" not in os.environ:
-        settings |= {name: found[key] for key, name in KEYS.items() if key in found}
-    if not {"AWS_REGION", "AWS_DEFAULT_REGION"} & os.environ.keys() and "region" in found:
-        settings["region"] = found["region"]
-    if not set(ENDPOINTS) & os.environ.keys() and "endpoint_url" in found:
-        settings["endpoint_url"] = found["endpoint_url"]
-    return settings
-
-
-def _section(variable: str, name: str, section: str) -> dict[str, str]:
-    parser = ConfigParser(interpolation=None)
-    file = Path(os.environ.get(variable) or Path("~/.aws", name)).expanduser()
-    try:
-        parser.read(file, encoding="utf-8")
-    except (UnreadableFile, UnicodeDecodeError):
-        raise ConfigError(  # their messages quote the file, so they are not repeated
-            f"Expected {file} to be a file of AWS settings, but it does not read as one. Mend it, "
-            f"or set the variables of the environment."
-        ) from None
-    return dict(parser[section]) if section in parser else {}

@@ -1,0 +1,1 @@
+"""What a run costs in time, memory and files: measured, where the other scripts only adapt."""
