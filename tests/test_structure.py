@@ -34,7 +34,7 @@ def test_models_that_were_trained_and_keys_of_a_killed_scheduler_are_never_commi
 
 
 def test_each_guarantee_names_a_test_that_is_there():
-    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    text = (REPOSITORY / "docs" / "guarantees.md").read_text(encoding="utf-8")
     table = text.partition("| guarantee | test |\n|---|---|\n")[2].partition("\n\n")[0]
     rows = [row.strip("| ").split(" | ") for row in table.splitlines()]
     assert len(rows) > 20
