@@ -317,11 +317,11 @@ def check_example(text: str) -> None:
     raw = yaml.safe_load(text)
     if "train" in raw:
         named = [i.get(key) for i in raw["train"]["images"] for key in ("image", "label")]
-        read_training(raw["train"], made=named)
+        read_training(raw["train"], rule_outputs=named)
         return
     images = raw.setdefault("images", [{"name": "a", "path": "a.tif", "model": "fluo-nuclei"}])
     labels = [item["label"] for item in raw.get("evaluate", [])]
-    read_config(raw, SCHEMA, made=[*labels, *(image["path"] for image in images)])
+    read_config(raw, SCHEMA, rule_outputs=[*labels, *(image["path"] for image in images)])
 
 
 @pytest.mark.parametrize("block", [b for b in BLOCKS if b.language == "yaml"], ids=str)

@@ -492,7 +492,7 @@ def test_two_runs_on_one_scheduler_with_images_of_one_name(
 
 # --- A full disk --------------------------------------------------------------------------------
 
-FULL = "Expected free space on the disk, but it is full: .* What was done is kept: make room"
+FULL = r"Expected free space on the disk, but it is full: .* What was done is kept\. Make room"
 
 
 LITTLE_ROOM = "Expected enough free space .* too little: .* What was done is kept"
@@ -615,7 +615,7 @@ CONFIGS: dict[str, tuple[Any, str]] = {
     "no model": ({"images": [{"name": "a", "path": "b"}]}, "'model' is a required property"),
     "twice": (
         {"images": config()["images"] * 2},
-        "a different name for each image, but tiny stand",
+        "a different name for each image, but tiny occurs",
     ),
     "path as name": (config({"name": "../x"}), r"images\[0\]\.name: '\.\./x' does not match"),
     "two levels": (config({"level": 0, "level_pixel_size": 1}), "`level` or `level_pixel_size`"),

@@ -45,7 +45,7 @@ def connect(root: str, prefix: str = "", patience: timedelta | None = None) -> S
     patience  how long a request is repeated while the server does not answer; default PATIENCE
     """
     retries: RetryConfig = {
-        "max_retries": 10_000,  # time is what bounds them
+        "max_retries": 10_000,  # the timeout comes first
         "retry_timeout": patience or PATIENCE,
         "backoff": {"max_backoff": LONGEST_PAUSE},
     }
@@ -73,8 +73,12 @@ def _server_addresses(of_profile: str | None) -> list[str]:
             "Expected http://host or https://host in AWS_ENDPOINT_URL, and nothing secret in it, "
             "but it is no such address. Correct it; keys have variables of their own."
         )
-Credentials come from the environment, which obstore reads, or from the AWS files (`aws_profile`). A
-server's answer may repeat them, so a message only has the server's address and the status.
+    return addresses
+
+
+def _client_options(*addresses: str) -> ClientConfig:
+    allow_http = any(address.startswith("http://") for address in addresses)
+    return {"timeout": LONGEST_REQUEST, "allow_http": allow_http}
 
 
 @contextmanager
@@ -99,8 +103,14 @@ def _sentence(where: object, error_text: str) -> ServerError:
     """The message for an error; it repeats only the server's address and the status."""
     address = re.search(r"performing [A-Z]+ (https?://[^/\s]+)", error_text)
     server = address.group(1) if address else "its server"
-Credentials come from the environment, which obstore reads, or from the AWS files (`aws_profile`). A
-server's answer may repeat them, so a message only has the server's address and the status.
+    status_match = re.search(r"status code: (\d{3})", error_text)
+    status = int(status_match.group(1)) if status_match else 0
+    if PROVIDER in error_text:
+        return ServerError(
+            f"Expected keys for {where} from the profile of ~/.aws, but they could not be renewed. "
+            f"If it is a login, it has expired: renew it with `aws sso login`. Finished blocks are "
+            f"kept: run again."
+        )
     if METADATA_SERVICE in server:
         return ServerError(
             f"Expected keys for {where}, and found none: neither in the environment "
