@@ -40,7 +40,12 @@ from unet.training.config import read_training
 SCHEMA = REPOSITORY / "workflow" / "schemas" / "config.schema.yaml"
 README = REPOSITORY / "README.md"
 DOCS = sorted((REPOSITORY / "docs").glob("*.md"))
-PAGES = [README, *DOCS, *sorted((REPOSITORY / "config").glob("*.md"))]
+PAGES = [
+    README,
+    REPOSITORY / "CONTRIBUTING.md",
+    *DOCS,
+    *sorted((REPOSITORY / "config").glob("*.md")),
+]
 LINKED = [*PAGES, REPOSITORY / "CHANGELOG.md", REPOSITORY / "unet" / "DESIGN.md"]
 SHELLS = ("sh", "bash", "console")
 LANGUAGES = (*SHELLS, "python", "yaml", "text")
