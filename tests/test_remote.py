@@ -298,7 +298,7 @@ def test_any_box_of_uncompressed_data_is_found_by_its_bytes(data):
 
     file = RemoteFile.__new__(RemoteFile)
     file.path = InMemory()
-    found = file.box(array.dtype, len(b"header"), shape, tuple(where))
+    found = file.read_box(array.dtype, len(b"header"), shape, tuple(where))
     assert np.array_equal(found, array[tuple(where)])
     assert found.dtype == np.dtype("u2")
 
@@ -624,7 +624,7 @@ def test_a_dry_run_asks_no_server_and_keys_are_written_nowhere(
     log = tmp_path / "logs" / "failed.log"
     with pytest.raises(SystemExit), report_to(str(log)):
         ingest.run(SourceSpec(item["path"]), Workspace(tmp_path / "image"), ONE_CORE)
-    assert re.search(r"ServerError: .*refused \(status 403\)", log.read_text())
+    assert re.search(r"ServerError: .*refused it \(status 403\)", log.read_text())
     monkeypatch.undo()
     written = [*files_in(tmp_path).values(), *objects_in(bucket).values()]
     for content in (*written, done.stdout.encode(), done.stderr.encode()):
