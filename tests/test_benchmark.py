@@ -35,6 +35,7 @@ def test_help_explains_a_benchmark(module: str):
     assert done.stdout.startswith(f"usage: python -m {module} ")
 
 
+@pytest.mark.slow
 def test_the_pipeline_is_measured_beside_the_network_alone(tmp_path: Path):
     small = ("--size", "256", "--width", "1", "--rounds", "1", "--precisions", "float32")
     file = tmp_path / "figures.json"
@@ -52,6 +53,7 @@ def test_the_pipeline_is_measured_beside_the_network_alone(tmp_path: Path):
     )
 
 
+@pytest.mark.slow
 def test_blocks_and_files_are_measured_against_bars():
     done = run_module(MODULES[1], "--blocks", "100", "--done", "20", "--files", "50")
     _, row, restart, files = done.stdout.splitlines()

@@ -261,6 +261,7 @@ def finished(clone) -> Clone:
     return clone
 
 
+@pytest.mark.slow
 def test_the_readme_leads_from_a_clone_to_the_mask_of_an_own_image(finished):
     mask = zarr.open_array(finished.folder / "results/mine/mine.ome.zarr/labels/mask/0", mode="r")
     image = tifffile.imread(finished.folder / "data" / "mine.tif")
@@ -269,6 +270,7 @@ def test_the_readme_leads_from_a_clone_to_the_mask_of_an_own_image(finished):
     assert 0 < mask[...].mean() < 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "block", [block for block in RUN_HERE if block.page != "README.md"], ids=str
 )
@@ -277,6 +279,7 @@ def test_what_is_said_to_run_here_runs(finished, block):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", DRY_RUN, ids=str)
 def test_snakemake_knows_what_its_commands_name(finished, block):
     for command in block.commands:
@@ -285,6 +288,7 @@ def test_snakemake_knows_what_its_commands_name(finished, block):
         assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_the_python_of_a_page_runs(finished, page, monkeypatch):
     """From top to bottom, as a notebook; a shape that a comment tells is the shape."""
