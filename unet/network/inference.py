@@ -95,15 +95,15 @@ class Inference:
         return torch.from_numpy(np.ascontiguousarray(plane))
 
 
-def crop_core(output: NDArray[np.float32], core: Sizes, kept: Sizes) -> NDArray[np.float32]:
+def crop_core(output: NDArray[np.float32], core: Sizes, size: Sizes) -> NDArray[np.float32]:
     """Of a window's output (classes - 1, [Z,] Y, X) its core, and of that what is in the image.
 
-    core, kept  their shapes on (t, z, y, x). Returns (1, classes - 1, z, y, x).
+    core, size  their shapes on (t, z, y, x). Returns (1, classes - 1, z, y, x).
     """
     spatial = output.shape[1:]
     starts = [(n - c) // 2 for n, c in zip(spatial, core[-len(spatial) :], strict=True)]
-    index = [slice(a, a + k) for a, k in zip(starts, kept[-len(spatial) :], strict=True)]
-    return output[(slice(None), *index)].reshape(1, output.shape[0], *kept[1:])
+    index = [slice(a, a + k) for a, k in zip(starts, size[-len(spatial) :], strict=True)]
+    return output[(slice(None), *index)].reshape(1, output.shape[0], *size[1:])
 
 
 def foreground(logits: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -181,8 +181,9 @@ class WindowRunner:
         for batch in self._batches(box):
             windows = [pixels[_index(core.grow(halo).relative_to(origin))] for core in batch]
             for core, output in zip(batch, self._inference.probabilities(windows), strict=True):
-                kept = core.clip(box.stop)
-                out[_index(kept.relative_to(box.start))] = crop_core(output, core.shape, kept.shape)
+                inside = core.clip(box.stop)
+                values = crop_core(output, core.shape, inside.shape)
+                out[_index(inside.relative_to(box.start))] = values
         return out
 
     def _batches(self, box: Box) -> Iterator[list[Box]]:

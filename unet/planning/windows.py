@@ -59,7 +59,7 @@ def choose_windows(
     if options.core is None:
         core = _largest_core(lattice, reach, memory, options.memory)
     else:
-        core = _asked_core(options.core, reach, lattice)
+        core = _requested_core(options.core, reach, lattice)
     one = memory.window_bytes(core)
     window = memory.architecture.window(lattice.spatial(core))
     fitting = (options.memory - memory.fixed) // one
@@ -116,26 +116,27 @@ def _worthwhile_core(architecture: Architecture, lattice: Lattice, core: Sizes) 
     return core
 
 
-def _asked_core(asked: Sizes, reach: Sizes, lattice: Lattice) -> Sizes:
+def _requested_core(request: Sizes, reach: Sizes, lattice: Lattice) -> Sizes:
     """The core that was asked for, no larger than a block. Raises PlanError where it cannot be."""
-    core = _multiple(asked, "window core", lattice.stride, lattice.stride)
+    core = _multiple(request, "window core", lattice.stride, lattice.stride)
     if any(side > 1 for side in lattice.unseen(core)):
         raise PlanError(
-            f"Expected the window core {asked} to be 1 on each axis but the last {lattice.dims}: "
+            f"Expected the window core {request} to be 1 on each axis but the last {lattice.dims}: "
             f"the network of {lattice.dims} dimensions sees no other axes, and they are done one "
             f"index at a time. Leave them out."
         )
     return tuple(map(min, core, reach))
 
 
-def _multiple(asked: Sizes | None, name: str, default: Sizes, step: Sizes) -> Sizes:
+def _multiple(request: Sizes | None, name: str, default: Sizes, step: Sizes) -> Sizes:
     """The sizes that were asked for, of the last axes, and `default` of the others."""
-    if asked is None:
+    if request is None:
         return default
-    sizes = default[: len(GRID) - len(asked)] + asked
+    unnamed = len(GRID) - len(request)
+    sizes = default[:unnamed] + request
     if any(size < 1 or size != round_up(size, s) for size, s in zip(sizes, step, strict=True)):
         raise PlanError(
-            f"Expected the {name} {asked} to be a multiple of {step[len(GRID) - len(asked) :]} on "
-            f"each axis, so that everything lies on the network's lattice. Choose the next one."
+            f"Expected the {name} {request} to be a multiple of {step[unnamed:]} on each axis, "
+            f"so that everything lies on the network's lattice. Choose the next one."
         )
     return sizes

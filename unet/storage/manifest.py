@@ -53,8 +53,8 @@ def read_manifest(path: Path, kind: type[T]) -> T:
     except msgspec.ValidationError as error:
         message, _, place = str(error).partition(" - at ")
         key = place.strip("`").removeprefix("$").lstrip(".")
-        said = message[0].lower() + message[1:]
-        raise _not_a_manifest(path, f"{key}: {said}" if key else said) from error
+        reason = message[0].lower() + message[1:]
+        raise _not_a_manifest(path, f"{key}: {reason}" if key else reason) from error
     except ValueError as error:
         raise _not_a_manifest(path, str(error)) from error
     difference = next(_differing_keys(content, dataclasses.asdict(cast(Any, manifest))), None)
