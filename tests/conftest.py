@@ -123,25 +123,30 @@ def machines() -> Iterator[Machines]:
 def run_workflow() -> Workflow:
     """Runs the real snakemake on a configuration: `run_workflow(config, folder, "--dry-run")`."""
 
-    def run(config: Any, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        config: Any, folder: Path, *arguments: str, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
         (folder / "config").mkdir(parents=True, exist_ok=True)
         (folder / "config" / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
-        return snakemake("--directory", str(folder), "--cores", "2", *arguments, cache=folder)
+        arguments = ("--directory", str(folder), "--cores", "2", *arguments)
+        return snakemake(*arguments, cache=folder, **environment)
 
     return run
 
 
-def snakemake(*arguments: str, cache: Path) -> subprocess.CompletedProcess[str]:
-    """Run the snakemake of this Python on the workflow, undisturbed by the user's settings."""
+def snakemake(*arguments: str, cache: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the snakemake of this Python on the workflow, undisturbed by the user's settings.
+
+    environment  variables on top
+    """
     command = [str(Path(sys.executable).with_name("snakemake"))]
     command += ["--snakefile", str(REPOSITORY / "workflow" / "Snakefile"), *arguments]
     # Snakemake's own deprecations are not this project's: warnings stay what Python makes them.
     dropped = ("PYTHONWARNINGS", "SNAKEMAKE_PROFILE", "DASK_SCHEDULER_ADDRESS")
-    environment = {key: value for key, value in os.environ.items() if key not in dropped}
-    environment["XDG_CACHE_HOME"] = str(cache / ".cache")
+    kept = {key: value for key, value in os.environ.items() if key not in dropped}
     return subprocess.run(
         command,
-        env=environment,
+        env={**kept, "XDG_CACHE_HOME": str(cache / ".cache"), **environment},
         capture_output=True,
         text=True,
         timeout=240,

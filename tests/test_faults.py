@@ -37,7 +37,7 @@ from support import GENEROUS, ONE_CORE
 from test_errors import small_disk
 
 from unet.errors import DeviceError, RunError, SourceError, WorkerError, to_user_error
-from unet.execution import dispatch, pool
+from unet.execution import dispatch, pool, settings
 from unet.execution.dispatch import dispatch as hand_out
 from unet.execution.machines import Machines
 from unet.model.folder import ModelSpec
@@ -347,7 +347,7 @@ def test_a_block_that_always_hangs_is_named_and_the_others_finish(tmp_path: Path
 
 def test_a_stopped_worker_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """SIGSTOP: it answers nothing more, and no watchdog in it runs."""
-    monkeypatch.setitem(pool.END_OF_WAITING, "distributed.scheduler.worker-ttl", 2)
+    monkeypatch.setitem(settings.END_OF_WAITING, "distributed.scheduler.worker-ttl", 2)
     stopped: list[int] = []
     done: list[int] = []
 

@@ -32,7 +32,7 @@ from distributed import Security
 
 from unet.console import report_to
 from unet.errors import ConfigError, RunError
-from unet.execution.pool import END_OF_WAITING, KEEP_FREED_MEMORY, NO_DASHBOARD, QUIET
+from unet.execution.settings import END_OF_WAITING, KEEP_FREED_MEMORY, NO_DASHBOARD, QUIET
 
 log = logging.getLogger(__name__)
 

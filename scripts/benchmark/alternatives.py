@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from unet.execution.pool import KEEP_FREED_MEMORY
+from unet.execution.settings import KEEP_FREED_MEMORY
 from unet.model.folder import find_model
 from unet.network.inference import DTYPES, Inference, WindowRunner
 from unet.network.unet import CHANNELS_LAST, UNet, crop_image

@@ -28,11 +28,11 @@ from dask.utils import parse_timedelta
 from distributed import Client, Future, KilledWorker, LocalCluster, SpecCluster
 
 from unet.errors import RunError, UserError
+from unet.execution.settings import RETRIES
 from unet.execution.worker import AbortRun, Failed, Job, JobPlugin, WorkerRejected, do_block
 
 log = logging.getLogger(__name__)
 
-RETRIES = 2
 MOST_FAILURES = 10  # a run with more, and with fewer successes, ends: its blocks are not the cause
 NAMED_FAILURES = 5
 PATIENCE_KEY = "distributed.scheduler.no-workers-timeout"  # of Dask's configuration
