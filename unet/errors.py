@@ -68,3 +68,10 @@ def to_user_error(error: BaseException) -> UserError | None:
             f"Change the permissions, or run where you may write; what was done is kept."
         )
     return None
+
+
+def inner_cause(error: BaseException) -> BaseException:
+    """What is at the bottom of an error that a library raised from another."""
+    while isinstance(error.__cause__, Exception) and str(error.__cause__):
+        error = error.__cause__
+    return error

@@ -11,7 +11,7 @@ from multiprocessing import get_context
 import dask
 from distributed import LocalCluster, Nanny, Scheduler, SpecCluster
 
-from unet.errors import RunError
+from unet.errors import RunError, inner_cause
 from unet.execution.machines import Machines
 from unet.execution.settings import NO_DASHBOARD, own_settings
 
@@ -63,8 +63,9 @@ def _started(machines: Machines) -> LocalCluster | SpecCluster:
     try:
         return _gpu_cluster(machines) if machines.devices else _cpu_cluster(machines)
     except (OSError, RuntimeError) as error:
+        why = str(inner_cause(error)).removesuffix(".")
         raise RunError(
-            f"Expected {machines.workers} worker(s) to start on this machine, but: {error}. Often "
+            f"Expected {machines.workers} worker(s) to start on this machine, but: {why}. Often "
             f"the machine is short of memory, processes or open files, or the temporary folder "
             f"({tempfile.gettempdir()}; TMPDIR names another) is full."
         ) from error

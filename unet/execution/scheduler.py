@@ -20,7 +20,7 @@ from distributed.comm.addressing import parse_address, parse_host_port
 from distributed.comm.core import connect
 from distributed.comm.registry import get_backend
 
-from unet.errors import ConfigError, RunError
+from unet.errors import ConfigError, RunError, inner_cause
 
 NETWORK_SCHEMES = ("tcp", "tls", "ws", "wss")
 ENCRYPTED_SCHEMES = ("tls", "wss")
@@ -142,9 +142,7 @@ def _no_scheduler(address: str, why: str) -> RunError:
 
 
 def _cause(error: BaseException) -> str:
-    """What is at the bottom of an error of the connection."""
-    while isinstance(error.__cause__, Exception) and str(error.__cause__):
-        error = error.__cause__
-    if not isinstance(error, OSError):
+    bottom = inner_cause(error)
+    if not isinstance(bottom, OSError):
         return "what it says is no message of Dask"
-    return str(error).removesuffix(".")
+    return str(bottom).removesuffix(".")
