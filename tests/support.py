@@ -113,10 +113,11 @@ def run_stages(
     return plan
 
 
-def listening() -> set[tuple[int, str, int]]:
-    """What this process and those that it started listen on: process, address, port."""
+def listening(first: psutil.Process | None = None) -> set[tuple[int, str, int]]:
+    """What a process (this one) and those that it started listen on: process, address, port."""
+    first = first or psutil.Process()
     found = set()
-    for process in (psutil.Process(), *psutil.Process().children(recursive=True)):
+    for process in (first, *first.children(recursive=True)):
         with suppress(psutil.NoSuchProcess):  # it ended since
             found |= {
                 (process.pid, connection.laddr.ip, connection.laddr.port)

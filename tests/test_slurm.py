@@ -16,15 +16,22 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from ipaddress import ip_address
 from pathlib import Path
 
+import dask
 import psutil
 import pytest
 import tifffile
 import yaml
 from conftest import REPOSITORY, ModelSpec, files_in, picture
-from support import run_stages
+from support import listening, run_stages
 
+from unet import jobqueue
+from unet.console import report_to
+from unet.errors import ConfigError, RunError
+from unet.execution.machines import Machines
+from unet.execution.pool import connect
 from unet.sources.base import SourceSpec
 from unet.storage.ledger import recorded
 from unet.storage.workspace import Workspace
@@ -39,6 +46,7 @@ SNAKEMAKE = (
 )
 PROFILE = str(REPOSITORY / "workflow" / "profiles" / "slurm")
 Start = Callable[..., "subprocess.Popen[bytes]"]
+SMALL_JOB = {"jobqueue.slurm.cores": 1, "jobqueue.slurm.memory": "1GB"}
 CUT = {"shard": (64, 64), "chunk": (32, 32)}
 ONE_EACH = ("ingest=1", "predict=1", "stitch=1")
 # The profile is the one that a user takes. Only here: jobs of seconds are looked at after a
@@ -310,6 +318,69 @@ def test_workers_as_jobs_come_late_die_and_reach_their_time_limit(
     assert stores(Workspace(again / "results" / "image")) == undisturbed
     wait_until(lambda: not shell("squeue", "--noheader"), "no job that outlives its command")
     assert not list(tmp_path.glob(".jobqueue-*"))
+
+
+REFUSED = {
+    "a partition that is not there": ("queue", "nosuch", "Invalid partition name"),
+    "a time that is none": ("walltime", "soon", "Invalid --time"),
+    "a device that is not there": ("job-extra-directives", ["--gres=none:1"], "generic resource"),
+}
+
+
+@pytest.mark.usefixtures("slurm")
+@pytest.mark.parametrize("name", REFUSED)
+def test_jobs_that_slurm_refuses_are_told_in_its_words(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, value, words = REFUSED[name]
+    monkeypatch.chdir(tmp_path)
+    begin = time.monotonic()
+    with (
+        dask.config.set(SMALL_JOB | {f"jobqueue.slurm.{key}": value}),
+        pytest.raises(RunError, match=rf"it refused: sbatch: .*{words}.*jobqueue\.slurm"),
+        jobqueue.slurm_workers(2),
+    ):
+        pass
+    assert time.monotonic() - begin < 30
+    assert not list(tmp_path.glob(".jobqueue-*"))
+    wait_until(lambda: not shell("squeue", "--noheader"), "no job that was taken")
+
+
+@pytest.mark.usefixtures("slurm")
+@pytest.mark.parametrize("interface", ["lo", None])
+def test_what_listens_beyond_this_machine_has_tls_and_is_said(
+    interface: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    site = {
+        "jobqueue.slurm.interface": interface,
+        "jobqueue.slurm.scheduler-options": {"dashboard": True, "dashboard_address": ":0"},
+    }
+    without_keys = {"distributed.comm.tls.ca-file": None}
+    with (
+        report_to(str(tmp_path / "log")),
+        dask.config.set(SMALL_JOB | site),
+        jobqueue.slurm_workers(1) as (cluster, _),
+    ):
+        cluster.wait_for_workers(1)
+        with cluster.get_client() as client:
+            (worker,) = client.run(os.getpid).values()
+        ((address, described),) = cluster.scheduler_info["workers"].items()
+        found = listening() | listening(psutil.Process(worker).parent())
+        contacts = {cluster.scheduler_address, address, described["nanny"]}
+        with (
+            dask.config.set(without_keys),
+            pytest.raises(ConfigError, match="Expected TLS keys"),
+            connect(Machines.for_data(cluster.scheduler_address, 1)),
+        ):
+            pass
+    assert all(contact.startswith("tls://") for contact in contacts)
+    beyond = {port for _, ip, port in found if not ip_address(ip).is_loopback}
+    assert beyond == (set() if interface else {int(each.rpartition(":")[2]) for each in contacts})
+    said = (tmp_path / "log").read_text(encoding="utf-8")
+    assert ("listen beyond this machine" in said) == (interface is None)
 
 
 def states(*numbers: str) -> list[str]:

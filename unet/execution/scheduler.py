@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +29,10 @@ LAST_PORT = 65535
 START_SECONDS = 3.0  # for a scheduler that is being started just now
 REACH_SECONDS = 10.0
 SECONDS_BETWEEN_TRIES = 0.2
+OTHER_PROGRAM = (
+    "what answers there does not speak as one: {}. It may be another program, want TLS (tls://) or "
+    "have none, or have other keys"
+)
 WHAT_TO_DO = (
     "Start it, or correct its address in `predict: scheduler` or DASK_SCHEDULER_ADDRESS; without "
     "both, a run starts its own workers."
@@ -42,7 +47,7 @@ def scheduler_client(address: str) -> Iterator[Client]:
     answers, in seconds.
     """
     connection = _connection_arguments(address)
-    _reach(address)
+    _reach(address, connection)
     _refuse_other_program(address, connection)
     try:
         client = Client(address)
@@ -86,21 +91,24 @@ def _connection_arguments(address: str) -> dict[str, Any]:
     return arguments
 
 
-def _reach(address: str) -> None:
+def _reach(address: str, connection: dict[str, Any]) -> None:
     """Connect once to the host and port, so that what the system says is known and told."""
     scheme, place = parse_address(address)
     if scheme not in NETWORK_SCHEMES:
         return
-    host_and_port = parse_host_port(place)
     end = time.monotonic() + START_SECONDS
     while True:
         try:
-            socket.create_connection(host_and_port, timeout=REACH_SECONDS).close()
+            with socket.create_connection(parse_host_port(place), REACH_SECONDS) as plain:
+                if scheme in ENCRYPTED_SCHEMES:
+                    connection["ssl_context"].wrap_socket(plain).close()
         except ConnectionRefusedError as error:
             if time.monotonic() > end:
                 raise _no_scheduler(address, str(error)) from error
             time.sleep(SECONDS_BETWEEN_TRIES)
-        except (OSError, OverflowError, UnicodeError) as error:
+        except ssl.SSLError as error:
+            raise _no_scheduler(address, OTHER_PROGRAM.format(error)) from error
+        except (OSError, UnicodeError) as error:
             raise _no_scheduler(address, str(error)) from error
         else:
             return
@@ -111,11 +119,7 @@ def _refuse_other_program(address: str, connection: dict[str, Any]) -> None:
     try:
         found = asyncio.run(_identity(address, connection))
     except Exception as error:  # what another program says may end in any error
-        raise _no_scheduler(
-            address,
-            f"what answers there does not speak as one: {_cause(error)}. It may be another "
-            f"program, want TLS (tls://) or have none, or have other keys",
-        ) from error
+        raise _no_scheduler(address, OTHER_PROGRAM.format(_cause(error))) from error
     if found != "Scheduler":
         raise _no_scheduler(address, f"what answers there is a {found} of Dask")
 
