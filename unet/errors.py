@@ -8,10 +8,26 @@ traceback. A message says what was expected, what was found, the likely cause an
 from __future__ import annotations
 
 import errno
+import re
+
+# "://", a name and password, the place, and what follows a question mark: in a link to a private
+# file, that is the signature by which anyone may read it.
+URL = re.compile(r"(://)([^\s/'\"]+@)?([^\s?'\"]*)(\?[^\s'\"]+)?")
 
 
 class UserError(Exception):
-    """Base of all errors whose cause a user can remove."""
+    """Base of all errors whose cause a user can remove.
+
+    Its message goes to logs that many may read, so secrets of a URL in it are left out.
+    """
+
+    def __str__(self) -> str:
+        return URL.sub(_without_secrets, super().__str__())
+
+
+def _without_secrets(url: re.Match[str]) -> str:
+    begin, user, place, query = url.groups("")
+    return begin + ("...@" if user else "") + place + ("?..." if query else "")
 
 
 class ConfigError(UserError, ValueError):
