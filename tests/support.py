@@ -6,10 +6,11 @@ And where a run listens.
 import ipaddress
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import psutil
@@ -30,6 +31,7 @@ from unet.stages.probabilities import create_probabilities, probabilities_array
 from unet.storage.store import create_array
 from unet.storage.workspace import Workspace
 
+T = TypeVar("T")
 GENEROUS = 8 * 10**9
 EVERYTHING = StitchOptions()
 ONE_CORE = Machines.for_data(None, 1)
@@ -127,21 +129,30 @@ def listening(first: psutil.Process | None = None) -> set[tuple[int, str, int]]:
     return found
 
 
-@contextmanager
-def sockets_watched() -> Iterator[set[tuple[int, str, int]]]:
-    """What is listened on at any moment meanwhile, and was not before."""
-    found: set[tuple[int, str, int]] = set()
-    before, ended, errors = listening(), threading.Event(), []
+def command_lines() -> set[str]:
+    """How the processes that this one started were called, which every user of a machine sees."""
+    found = set()
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+            found.add(" ".join(process.cmdline()))
+    return found
 
-    def look() -> None:
+
+@contextmanager
+def watched(look: Callable[[], set[T]]) -> Iterator[set[T]]:
+    """All that `look` finds at any moment meanwhile, and did not before."""
+    found: set[T] = set()
+    before, ended, errors = look(), threading.Event(), []
+
+    def watch() -> None:
         try:
             while not ended.is_set():
-                found.update(listening() - before)
+                found.update(look() - before)
                 time.sleep(0.01)
         except psutil.Error as error:
             errors.append(error)
 
-    watcher = threading.Thread(target=look)
+    watcher = threading.Thread(target=watch)
     watcher.start()
     try:
         yield found

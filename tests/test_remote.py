@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+from base64 import b64encode
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -16,6 +17,7 @@ from datetime import timedelta
 from pathlib import Path
 from runpy import run_path
 from typing import Any
+from urllib.parse import quote
 
 import imagecodecs
 import numpy as np
@@ -25,7 +27,7 @@ import zarr
 from conftest import REPOSITORY, files_in, picture
 from hypothesis import given
 from hypothesis import strategies as st
-from support import GENEROUS, ONE_CORE, run_stages
+from support import GENEROUS, ONE_CORE, command_lines, run_stages, watched
 from zarr.storage import ObjectStore
 
 from unet.console import report_to
@@ -52,6 +54,7 @@ from unet.storage.workspace import Workspace
 
 CUT = {"shard": (64, 64), "chunk": (32, 32), "core": (32, 64)}
 KEY, SECRET = "key-of-the-test", "Secret/of+the+test"
+TOKEN = "Session/token+of+the+test=="
 SCRIPTS = REPOSITORY / "tests"
 SCHEMA = REPOSITORY / "workflow" / "schemas" / "config.schema.yaml"
 
@@ -630,6 +633,46 @@ def test_a_dry_run_asks_no_server_and_keys_are_written_nowhere(
     for content in (*written, done.stdout.encode(), done.stderr.encode()):
         assert KEY.encode() not in content
         assert SECRET.encode() not in content
+
+
+def forms(secret: str) -> set[bytes]:
+    """How a file may hold a secret without showing it."""
+    raw = secret.encode()
+    return {raw, quote(secret, safe="").encode(), b64encode(raw).rstrip(b"="), raw.hex().encode()}
+
+
+@pytest.mark.slow
+def test_no_file_that_a_run_leaves_and_no_command_line_holds_a_key(
+    bucket, source, tiny_model, run_workflow, tmp_path
+):
+    """Results, logs, all that Snakemake keeps, its job files, temporary files, and the objects."""
+    for name in ("image.tif", "label.tif"):
+        (bucket / name).write_bytes(Path(source.path).read_bytes())
+    item = {"name": "image", "path": f"{bucket}/image.tif", "model": str(tiny_model.folder)}
+    config = {
+        "images": [item],
+        "stores": f"{bucket}/stores",
+        "split": {"shard": [64, 64], "chunk": [32, 32]},
+        "evaluate": [{"name": "image", "label": f"{bucket}/label.tif"}],
+    }
+    (tmp_path / "tmp").mkdir()
+    command = (config, tmp_path, "--skip-script-cleanup", "--verbose", "all", "verify", "evaluate")
+    temporary = {"TMPDIR": str(tmp_path / "tmp")}
+    with watched(command_lines) as lines:
+        # The server knows no such session, and its answer may repeat what it was asked with.
+        refused = run_workflow(*command, AWS_SESSION_TOKEN=TOKEN, **temporary)
+        done = run_workflow(*command, **temporary)
+    assert "ServerError: Expected access to" in refused.stderr
+    assert done.returncode == 0, done.stderr
+    left = files_in(tmp_path)
+    for part in (".snakemake/metadata/", ".snakemake/log/", ".snakemake/scripts/", "logs/"):
+        assert [name for name in left if name.startswith(part)], part
+    assert any("predict" in line for line in lines)
+    said = (refused.stdout, refused.stderr, done.stdout, done.stderr, *lines)
+    written = [*left.values(), *objects_in(bucket).values(), *map(str.encode, said)]
+    for secret in (KEY, SECRET, TOKEN):
+        for content in written:
+            assert not [form for form in forms(secret) if form in content]
 
 
 def test_a_run_rides_out_a_server_that_goes_and_comes_back(

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ModelMaker, snakemake
-from support import assert_loopback_only, sockets_watched
+from conftest import ModelMaker, Workflow, snakemake
+from support import assert_loopback_only, listening, watched
 
 from unet.errors import ModelError
 from unet.execution import pool
 from unet.execution.machines import Machines
-from unet.model.folder import find_model
+from unet.model.folder import ModelSpec, find_model
 
 PAYLOAD = '!!python/object/apply:os.system ["touch {}"]'
 
@@ -20,9 +20,22 @@ PAYLOAD = '!!python/object/apply:os.system ["touch {}"]'
 @pytest.mark.parametrize("devices", [(), ("0", "1")], ids=["CPU", "GPUs"])
 def test_every_server_of_a_run_listens_on_loopback(devices: tuple[str, ...]) -> None:
     """Scheduler, workers, nannies and their status pages: whoever reaches them can run code."""
-    with sockets_watched() as found, pool.connect(Machines(None, devices, 1, 1)) as workers:
+    with watched(listening) as found, pool.connect(Machines(None, devices, 1, 1)) as workers:
         assert len(workers.client.nthreads()) == max(1, len(devices))
     assert_loopback_only(found)
+
+
+@pytest.mark.slow
+def test_every_process_of_a_workflow_listens_on_loopback(
+    run_workflow: Workflow, small_image: Path, tiny_model: ModelSpec, tmp_path: Path
+) -> None:
+    """Snakemake, and each of the stages with its scheduler, nannies and workers."""
+    image = {"name": "image", "path": str(small_image), "model": str(tiny_model.folder)}
+    with watched(listening) as found:
+        done = run_workflow({"images": [image]}, tmp_path, "all", "verify")
+    assert done.returncode == 0, done.stderr
+    assert_loopback_only(found)
+    assert len({process for process, _, _ in found}) >= 8, "not every stage was seen"
 
 
 @pytest.mark.parametrize("target", ["all", "train"])

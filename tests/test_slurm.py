@@ -47,6 +47,7 @@ SNAKEMAKE = (
 PROFILE = str(REPOSITORY / "workflow" / "profiles" / "slurm")
 Start = Callable[..., "subprocess.Popen[bytes]"]
 SMALL_JOB = {"jobqueue.slurm.cores": 1, "jobqueue.slurm.memory": "1GB"}
+KEYS = {"AWS_SECRET_ACCESS_KEY": "secret/key+of=runs", "AWS_SESSION_TOKEN": "token/of+runs=="}
 CUT = {"shard": (64, 64), "chunk": (32, 32)}
 ONE_EACH = ("ingest=1", "predict=1", "stitch=1")
 # The profile is the one that a user takes. Only here: jobs of seconds are looked at after a
@@ -153,7 +154,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
         dropped = ("PYTHONWARNINGS", "SNAKEMAKE_PROFILE", "DASK_SCHEDULER_ADDRESS")
         environ = {key: value for key, value in os.environ.items() if key not in dropped}
         path = [environment.pop("PYTHONPATH", ""), str(REPOSITORY), environ.get("PYTHONPATH", "")]
-        environ |= {"XDG_CACHE_HOME": str(tmp_path / ".cache"), **environment}
+        environ |= {"XDG_CACHE_HOME": str(tmp_path / ".cache"), **KEYS, **environment}
         environ["PYTHONPATH"] = os.pathsep.join(filter(None, path))
         with (tmp_path / "said.log").open("a") as log:
             started.append(
@@ -171,10 +172,12 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 
 def finished(run: subprocess.Popen[bytes], folder: Path) -> str:
-    """Wait for a run, and return what it said."""
+    """Wait for a run, and return what it said. No file that it leaves may hold its keys."""
     status = run.wait(timeout=600)
     said = (folder / "said.log").read_text()
     assert status == 0, said
+    for name, content in files_in(folder).items():
+        assert not [key for key in KEYS.values() if key.encode() in content], name
     return said
 
 

@@ -13,7 +13,7 @@ import tifffile
 import torch
 import yaml
 from numpy.typing import NDArray
-from support import assert_loopback_only, sockets_watched
+from support import assert_loopback_only, listening, watched
 
 from unet.errors import ConfigError, DeviceError, ModelError, RunError, SourceError, StoreError
 from unet.evaluation.metrics import PixelCounts
@@ -260,7 +260,7 @@ def test_two_processes_train_as_one_does(folder, tmp_path):
     """Gradients are those of the whole batch, however many processes it is spread over."""
     training = training_of(folder, batch=2, network={"width": 2, "depth": 1}, steps=3, report=3)
     alone = run_training(training, tmp_path / "alone")
-    with sockets_watched() as sockets:
+    with watched(listening) as sockets:
         train.train_in_parallel(["cpu", "cpu"], training, tmp_path / "both")
     assert_loopback_only(sockets)
     both = initial_state(training, 1, "cpu")
