@@ -123,6 +123,27 @@ def test_own_workers_take_over_nothing_from_the_site(way: Any, tmp_path: Path) -
     assert not (tmp_path / "preloaded").exists()
 
 
+BROKEN = {
+    "no YAML": "distributed: [",
+    "no mapping": "3",
+    "a file of logging that is not there": "distributed: {logging-file-config: /no/such/file}",
+    "a level that is none": "logging: {distributed: loudly}",
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_settings_that_dask_cannot_read_are_told_before_the_first_stage(
+    name: str, run_workflow: Workflow, small_image: Path, tiny_model: ModelSpec, tmp_path: Path
+) -> None:
+    (tmp_path / "site.yaml").write_text(BROKEN[name])
+    image = {"name": "image", "path": str(small_image), "model": str(tiny_model.folder)}
+    done = run_workflow({"images": [image]}, tmp_path, "--dry-run", DASK_CONFIG=str(tmp_path))
+    assert done.returncode == 1
+    said = done.stdout + done.stderr
+    assert re.search(r"wrong\. Expected settings of Dask .*, but: .+\. Correct them:", said)
+    assert "Traceback" not in said
+
+
 # --- The folders that a machine has for programs -------------------------------------------------
 
 

@@ -7,6 +7,7 @@ from snakemake.exceptions import WorkflowError
 
 from unet.config import read_config, scheduler_address
 from unet.errors import UserError
+from unet.execution.site import refuse_broken_settings
 from unet.stages import dependencies
 from unet.training.config import read_training
 
@@ -16,6 +17,7 @@ VERSION = version("unet-stitch")
 def checked_config():
     schema = Path(workflow.source_path("../schemas/config.schema.yaml"))
     try:
+        refuse_broken_settings()
         return read_config(config, schema, rule_outputs=DOWNLOADS)
     except UserError as error:
         raise WorkflowError(f"The configuration is wrong. {error}") from None
