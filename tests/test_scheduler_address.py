@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import socket
+import subprocess
+import sys
+import sysconfig
 import threading
 import time
 from collections.abc import Iterator
@@ -177,6 +182,48 @@ def test_a_scheduler_that_is_just_starting_is_waited_for() -> None:
     finally:
         ended.set()
         late.join()
+
+
+@contextmanager
+def started(command: str, with_project: bool, folder: Path) -> Iterator[None]:
+    """A scheduler or a worker as one starts it by hand, in a Python that has Dask."""
+    # Without `site`, what is installed to be edited is not found, and this project is.
+    python = [sys.executable, *([] if with_project else ["-S"])]
+    listens = ["--host", "127.0.0.1", "--dashboard-address", "127.0.0.1:0", "--no-dashboard"]
+    process = subprocess.Popen(
+        [*python, "-m", "dask", command, *listens, "--scheduler-file", "scheduler.json"]
+        + (["--port", "0"] if command == "scheduler" else []),
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": sysconfig.get_path("purelib")},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("of_worker", [False, True])
+@pytest.mark.parametrize("of_scheduler", [False, True])
+def test_a_cluster_without_this_project(
+    of_scheduler: bool, of_worker: bool, tmp_path: Path
+) -> None:
+    with started("scheduler", of_scheduler, tmp_path), started("worker", of_worker, tmp_path):
+        described, end = tmp_path / "scheduler.json", time.monotonic() + 60
+        while not (described.exists() and described.stat().st_size):
+            assert time.monotonic() < end, "the scheduler did not start"
+            time.sleep(0.05)
+        address = json.loads(described.read_text())["address"]
+        if of_scheduler and of_worker:
+            with connect(Machines.for_data(address, 1)) as workers:
+                assert len(workers.client.nthreads()) == 1
+            return
+        told = str(refusal(address, **{"distributed.comm.timeouts.connect": "10s"}))
+    assert "No module named 'unet'" in told
+    assert "Install this project there" in told
 
 
 @pytest.mark.slow

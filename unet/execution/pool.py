@@ -12,11 +12,12 @@ import socket
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 from distributed import Client
 
-from unet.errors import RunError
+from unet.errors import RunError, inner_cause
 from unet.execution.dispatch import dispatch, patience
 from unet.execution.machines import Machines
 from unet.execution.own_cluster import own_cluster
@@ -62,12 +63,21 @@ def _node() -> str:
 def _wait_for_a_worker(client: Client, address: str) -> None:
     log.info("waiting for a worker of the scheduler %s", address)
     try:
-        # A task, since an adaptive cluster starts workers for tasks only.
+        # Tasks, since an adaptive cluster starts workers for tasks only. The first needs nothing of
+        # ours: a worker without this project loses its connection over any other, again and again.
+        client.submit(import_module, __name__, pure=False).result(timeout=patience())
         node = client.submit(_node, pure=False).result(timeout=patience())
     except TimeoutError as error:
         raise RunError(
             f"Expected the Dask scheduler {address} to have a worker, but none came in "
             f"{patience():.0f} s. Start workers for it, or leave `scheduler` and "
             f"DASK_SCHEDULER_ADDRESS out."
+        ) from error
+    except (ImportError, RuntimeError) as error:  # on the worker, or on the scheduler
+        why = str(inner_cause(error)).removesuffix(".")
+        raise RunError(
+            f"Expected the Dask scheduler {address} and its workers to have the packages of this "
+            f"run, but: {why}. Install this project there too, in the same versions, and start "
+            f"them again."
         ) from error
     log.info("%d worker(s) are there, one %s", len(client.nthreads()), node)
