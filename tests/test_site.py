@@ -22,6 +22,7 @@ PRELOAD = "preload.py"
 # What a run says of itself: the settings of its client and its worker, and what a block gives.
 RUN = """if True:
     import json
+    import os
 
     import dask
     from unet.console import report_to
@@ -33,10 +34,12 @@ RUN = """if True:
         return json.dumps([dask.config.get(key) for key in keys], default=str, sort_keys=True)
 
     if __name__ == "__main__":
+        before = dict(os.environ)
         with report_to("/dev/null"), connect(Machines.for_data(None, 2)) as workers:
             print(settings())
             print(workers.client.submit(settings, pure=False).result())
             print(workers.client.submit(sum, [1, 2]).result())
+        print(os.environ == before)
 """
 
 
@@ -121,6 +124,11 @@ def test_own_workers_take_over_nothing_from_the_site(way: Any, tmp_path: Path) -
     assert disturbed.returncode == 0, disturbed.stderr
     assert disturbed.stdout == undisturbed.stdout
     assert not (tmp_path / "preloaded").exists()
+
+
+def test_own_workers_leave_no_variables_behind() -> None:
+    done = run()
+    assert done.stdout.splitlines()[-2:] == ["3", "True"], done.stderr
 
 
 BROKEN = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,8 +29,21 @@ def own_cluster(machines: Machines) -> Iterator[LocalCluster | SpecCluster]:
     _refuse_no_temporary_folder()
     # A nanny warns when it has to kill a worker that ends slowly: that is no fault here.
     logging.getLogger("distributed.nanny").setLevel(logging.ERROR)
-    with dask.config.set(own_settings()), _started(machines) as cluster:
+    settings = dask.config.set(own_settings())
+    with _variables_restored(), settings, _started(machines) as cluster:
         yield cluster
+
+
+@contextmanager
+def _variables_restored() -> Iterator[None]:
+    """Leave this process its variables: a nanny sets those of its workers here too, for good."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
 
 
 def _refuse_no_shared_memory(workers: int) -> None:
