@@ -6,7 +6,6 @@ that reads a dictionary can only fail late. Nothing here opens an image or asks 
 
 from __future__ import annotations
 
-import math
 import os
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -15,27 +14,18 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-import yaml
-from jsonschema import Draft202012Validator, ValidationError
-from jsonschema.validators import extend
+from jsonschema import ValidationError
 
-from unet.errors import ConfigError, UserError
+from unet.errors import ConfigError, UserError, excerpt
 from unet.model.folder import find_model
 from unet.planning.options import SplitOptions, StitchOptions
+from unet.schema import find_errors, read_schema
 from unet.sources import local_files
 from unet.sources.base import SourceSpec
 from unet.storage.location import locate
+from unet.yaml_file import refuse_unwieldy
 
 GIGABYTE = 10**9
-
-# YAML knows .nan and .inf, and a comparison with a limit does not refuse them.
-JSON_TYPES = Draft202012Validator.TYPE_CHECKER
-Validator = extend(  # type: ignore[no-untyped-call]
-    Draft202012Validator,
-    type_checker=JSON_TYPES.redefine(
-        "number", lambda _, value: JSON_TYPES.is_type(value, "number") and math.isfinite(value)
-    ),
-)
 
 
 @dataclass(frozen=True)
@@ -133,8 +123,12 @@ def _images(
 
 def apply_schema(raw: Mapping[str, Any], schema_file: Path) -> dict[str, Any]:
     """A configuration with the defaults of its schema. Raises ConfigError that names the key."""
-    schema = yaml.safe_load(schema_file.read_text(encoding="utf-8"))
-    errors = sorted(Validator(schema).iter_errors(raw), key=lambda e: e.json_path)
+    try:
+        refuse_unwieldy(raw)
+    except ValueError as error:
+        raise ConfigError(f"Expected a configuration that a person wrote, but {error}.") from error
+    schema = read_schema(schema_file)
+    errors = find_errors(raw, schema)
     if errors:
         raise ConfigError("; ".join(_sentence(error) for error in errors[:5]))
     return dict(_with_defaults(raw, schema))
@@ -241,11 +235,13 @@ def _sentence(error: ValidationError) -> str:
     if error.validator == "additionalProperties" and isinstance(error.instance, Mapping):
         known = list(schema["properties"])
         unknown = [name for name in error.instance if name not in known]
-        near = get_close_matches(str(unknown[0]), known, n=1)
+        name = excerpt(unknown[0])
+        near = get_close_matches(name, known, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}."
-        return f"{key}: unknown key {unknown[0]!r}{hint}"
+        return f"{key}: unknown key {name!r}{hint}"
+    told = f"{excerpt(key)}: {excerpt(error.message)}."
     description = schema.get("description", "")
-    return f"{key}: {error.message}." + (f" Expected: {description}" if description else "")
+    return f"{told} Expected: {description}" if description else told
 
 
 def _sizes(values: list[int] | None) -> tuple[int, ...] | None:

@@ -13,16 +13,30 @@ import re
 # "://", a name and password, the place, and what follows a question mark: in a link to a private
 # file, that is the signature by which anyone may read it.
 URL = re.compile(r"(://)([^\s/'\"]+@)?([^\s?'\"]*)(\?[^\s'\"]+)?")
+LONGEST_MESSAGE = 4000  # of characters; what it repeats of a file may be of any length
+EXCERPT = 300
 
 
 class UserError(Exception):
     """Base of all errors whose cause a user can remove.
 
-    Its message goes to logs that many may read, so secrets of a URL in it are left out.
+    Its message goes to logs that many may read, so secrets of a URL in it are left out, and so is
+    the middle of a message that is too long to read.
     """
 
     def __str__(self) -> str:
-        return URL.sub(_without_secrets, super().__str__())
+        return _readable(super().__str__(), LONGEST_MESSAGE)
+
+
+def excerpt(text: object) -> str:
+    """What a message repeats of a text that may have any length: its ends, on one line."""
+    return _readable(" ".join(str(text).split()), EXCERPT)
+
+
+def _readable(text: str, most: int) -> str:
+    """First without its secrets, since half of a URL is not known for one."""
+    text, half = URL.sub(_without_secrets, text), most // 2 - 3
+    return text if len(text) <= most else f"{text[:half]} ... {text[-half:]}"
 
 
 def _without_secrets(url: re.Match[str]) -> str:

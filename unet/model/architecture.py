@@ -25,12 +25,15 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from unet.errors import ModelError
+from unet.errors import ModelError, excerpt
 
 Sizes = tuple[int, ...]
 PerLevel = int | Sequence[int] | Sequence[Sequence[int]]
 
 FLOAT32_BYTES = 4
+MOST_CHANNELS = 1 << 16
+MOST_LEVELS = 16  # which halve an image of 65,536 pixels to one
+MOST_PIXELS = 1 << 10  # of a kernel or a pool
 
 
 @dataclass(frozen=True)
@@ -69,20 +72,22 @@ class Architecture:
         """
         if dims not in (2, 3):
             raise ModelError(f"Expected a network of 2 or 3 dimensions, got dims: {dims}.")
-        for name, value, least in (
-            ("in_channels", in_channels, 1),
-            ("classes", classes, 2),
-            ("width", width, 1),
-            ("depth", depth, 1),
+        for name, value, least, most in (
+            ("in_channels", in_channels, 1, MOST_CHANNELS),
+            ("classes", classes, 2, MOST_CHANNELS),
+            ("width", width, 1, MOST_CHANNELS),
+            ("depth", depth, 1, MOST_LEVELS),
         ):
-            if value < least:
-                raise ModelError(f"Expected {name} of at least {least}, got {value}.")
+            if not least <= value <= most:
+                raise ModelError(
+                    f"Expected {name} of at least {least}, at most {most}, got {value}."
+                )
         kernels = _per_level("kernel", kernel, depth + 1, dims)
         pools = _per_level("pool", pool, depth, dims)
         if any(k % 2 == 0 for level in kernels for k in level):
             raise ModelError(
-                f"Expected odd kernel sizes, got {kernel}: an even kernel has no centre, and would "
-                f"shift the result by half a pixel. Choose the next odd size."
+                f"Expected odd kernel sizes, got {excerpt(kernel)}: an even kernel has no centre, "
+                f"and would shift the result by half a pixel. Choose the next odd size."
             )
         return cls(in_channels, classes, width, kernels, pools)
 
@@ -290,9 +295,12 @@ def _per_level(name: str, value: PerLevel, levels: int, dims: int) -> tuple[Size
         flat = tuple(item for item in items if isinstance(item, int))
         nested = [tuple(item) for item in items if not isinstance(item, int)]
         rows = nested if nested and not flat else [flat] * levels
-    if len(rows) != levels or any(len(row) != dims or min(row) < 1 for row in rows):
+    if len(rows) != levels or not all(
+        len(row) == dims and all(1 <= number <= MOST_PIXELS for number in row) for row in rows
+    ):
         raise ModelError(
             f"Expected {name} as one number, {dims} numbers (one per axis), or {levels} rows of "
-            f"{dims} numbers (one row per level), all at least 1; got {value}."
+            f"{dims} numbers (one row per level), all at least 1 and at most {MOST_PIXELS}; got "
+            f"{excerpt(value)}."
         )
     return tuple(rows)

@@ -11,20 +11,23 @@ A plain PyTorch state dict (`weights.pt`) may stand in for the safetensors file;
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-from jsonschema import Draft202012Validator
-
-from unet.errors import ModelError
+from unet.errors import ModelError, excerpt
 from unet.model.architecture import Architecture
 from unet.model.normalisation import Normalisation
+from unet.schema import find_errors, read_schema
+from unet.yaml_file import read_yaml
 
 SHIPPED = Path(__file__).resolve().parent.parent / "shipped_models"
 SCHEMA = Path(__file__).resolve().with_name("model.schema.yaml")
+MOST_PROBLEMS = 5
+LARGEST_VALUE = 8  # bytes of one weight
+SLACK_BYTES = 1 << 24  # of a file, for the names and shapes of its tensors
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,8 @@ def find_model(name_or_path: str | Path) -> ModelSpec:
             f"Expected the weights at {weights}, as model.yaml says, and found no file there. "
             f"Copy the file into the model's folder, or correct `weights: file`."
         )
+    architecture = _architecture(folder, description)
+    refuse_size(weights, architecture)
     sha256 = file_sha256(weights)
     expected = description["weights"].get("sha256")
     if expected is not None and expected != sha256:
@@ -100,25 +105,53 @@ def find_model(name_or_path: str | Path) -> ModelSpec:
             f"Expected {weights} to have the sha256 {expected}, got {sha256}: the file is damaged "
             f"or is another version. Copy it again, or write the new sha256 into model.yaml."
         )
-    network = dict(description["network"])
-    architecture = Architecture.of(classes=len(description["classes"]), **network)
-    channels = tuple(description.get("channels") or map(str, range(architecture.in_channels)))
-    if len(channels) != architecture.in_channels:
-        raise ModelError(
-            f"Expected {architecture.in_channels} names in `channels` of {folder}/model.yaml, one "
-            f"for each of the network's in_channels, got {len(channels)}. Correct one of the two."
-        )
     return ModelSpec(
         folder=folder,
         name=description["name"],
         architecture=architecture,
         classes=tuple(description["classes"]),
-        channels=channels,
-        normalisation=Normalisation(**description["normalisation"]),
+        channels=tuple(description.get("channels") or map(str, range(architecture.in_channels))),
+        normalisation=_normalisation(folder, description["normalisation"]),
         pixel_size=description.get("pixel_size"),
         weights=weights,
         weights_sha256=sha256,
     )
+
+
+def _architecture(folder: Path, description: dict[str, Any]) -> Architecture:
+    network = Architecture.of(classes=len(description["classes"]), **description["network"])
+    channels = description.get("channels")
+    if channels and len(channels) != network.in_channels:
+        raise ModelError(
+            f"Expected {network.in_channels} names in `channels` of {folder}/model.yaml, one "
+            f"for each of the network's in_channels, got {len(channels)}. Correct one of the two."
+        )
+    return network
+
+
+def _normalisation(folder: Path, said: dict[str, Any]) -> Normalisation:
+    normalisation = Normalisation(**said)
+    if not 0 < normalisation.high - normalisation.low < math.inf:
+        raise ModelError(
+            f"Expected the normalisation of {folder}/model.yaml to have a `low` below its `high`, "
+            f"got {normalisation.low} and {normalisation.high}. Correct one of the two."
+        )
+    return normalisation
+
+
+def refuse_size(weights: Path, network: Architecture) -> None:
+    """Raise ModelError for a file that cannot hold the weights of a network of this size.
+
+    Why so early: before the two are compared tensor by tensor, the file is read from end to end
+    and the network is built, and either may be larger than the memory.
+    """
+    size, parameters = weights.stat().st_size, network.parameters
+    if not parameters - SLACK_BYTES <= size <= parameters * LARGEST_VALUE + SLACK_BYTES:
+        raise ModelError(
+            f"Expected in {weights} the {parameters:.3g} numbers of the network that is described, "
+            f"which take 1 to {LARGEST_VALUE} bytes each, got a file of {size:,} bytes. It belongs "
+            f"to another model, or `network` is not what was trained: correct the width and depth."
+        )
 
 
 def file_sha256(path: Path) -> str:
@@ -143,13 +176,12 @@ def _folder(name_or_path: str | Path) -> Path:
 def _read_description(folder: Path) -> dict[str, Any]:
     path = folder / "model.yaml"
     try:
-        description = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise ModelError(f"Expected YAML in {path}, but it does not parse: {reason}.") from error
-    schema = yaml.safe_load(SCHEMA.read_text(encoding="utf-8"))
-    errors = list(Draft202012Validator(schema).iter_errors(description))
+        description = read_yaml(path)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"Expected YAML in {path}, but {error}.") from error
+    errors = find_errors(description, read_schema(SCHEMA))[:MOST_PROBLEMS]
     if errors:
         problems = [f"{e.json_path.removeprefix('$.') or 'file'}: {e.message}" for e in errors]
-        raise ModelError(f"Expected {path} to describe a model, but {'; '.join(problems)}.")
+        told = "; ".join(map(excerpt, problems))
+        raise ModelError(f"Expected {path} to describe a model, but {told}.")
     return dict(description)

@@ -21,9 +21,9 @@ def load_network(spec: ModelSpec) -> UNet:
 
     Raises ModelError where a tensor is missing, left over, of another shape or not finite.
     """
-    network = UNet(spec.architecture)
     tensors = read_tensors(spec.weights)
-    expected = network.state_dict()
+    with torch.device("meta"):  # the shapes alone: they are compared before memory is taken
+        expected = UNet(spec.architecture).state_dict()
     problems = [f"{name} is missing" for name in sorted(expected.keys() - tensors.keys())]
     problems += [f"{name} is unknown" for name in sorted(tensors.keys() - expected.keys())]
     problems += [
@@ -31,7 +31,7 @@ def load_network(spec: ModelSpec) -> UNet:
         for name, tensor in sorted(tensors.items())
         if name in expected and tensor.shape != expected[name].shape
     ]
-    problems += [
+    problems = problems or [
         f"{name} holds NaN or infinity"
         for name, tensor in sorted(tensors.items())
         if not bool(torch.isfinite(tensor).all())
@@ -43,6 +43,7 @@ def load_network(spec: ModelSpec) -> UNet:
             f"{spec.folder / 'model.yaml'} describes, but {listing}. Either the file belongs to "
             f"another model, or `network` in model.yaml is not what was trained."
         )
+    network = UNet(spec.architecture)
     network.load_state_dict(tensors)
     network.eval()
     return network
@@ -79,8 +80,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a .safetensors or .pt file, by name. Raises ModelError; runs no code of it."""
     try:
         if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+            loaded = safetensors.torch.load_file(path)
+        else:
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
     except (safetensors.SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
         raise ModelError(
             f"Expected weights in {path}, but the file does not read as {path.suffix}: {error}. "
@@ -99,4 +101,16 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             f"Expected a plain state dict (names to tensors) in {path}, got "
             f"{type(loaded).__name__}. Save it with torch.save(network.state_dict(), path)."
         )
+    unusual = [name for name, tensor in loaded.items() if not _is_plain(tensor)]
+    if unusual:
+        raise ModelError(
+            f"Expected tensors of real numbers in {path}, but {unusual[0]} is of another kind, "
+            f"such as sparse. Save it with torch.save(network.float().cpu().state_dict(), path)."
+        )
     return loaded
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor has a real number in memory for each of its values."""
+    kind = (tensor.device.type, tensor.layout, tensor.is_quantized, tensor.is_complex())
+    return kind == ("cpu", torch.strided, False, False)
