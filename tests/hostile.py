@@ -5,6 +5,7 @@ A fork server imports the readers once, so that a process costs some millisecond
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import resource
 import traceback
@@ -12,16 +13,29 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import psutil
 
 from unet.errors import LONGEST_MESSAGE, UserError
+from unet.planning.geometry import BlockGrid
+from unet.sources import open_source
+from unet.sources.base import SourceSpec
+from unet.stages import ingest
+from unet.storage.store import open_image
+from unet.storage.workspace import Workspace
 
 SECONDS, BYTES = 5, 10**9
 PATIENCE = 60  # of the clock, for a process that waits; the limit above is one of computing
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["unet.config", "unet.network.weights", "unet.sources.zarr_source"])
+CONTEXT.set_forkserver_preload(
+    [
+        *("unet.config", "unet.network.weights", "unet.stages.ingest"),
+        *("unet.sources.npy", "unet.sources.slices", "unet.sources.tiff.series"),
+        *("unet.sources.zarr_source", "hostile"),
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -65,3 +79,28 @@ def _run(to: Connection, do: Callable[..., Any], *arguments: Any) -> None:
         kind, message, is_own = type(error).__name__, traceback.format_exc(), False
     used = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     to.send(Ending(kind, message[: LONGEST_MESSAGE + 1], is_own, used))
+
+
+def assert_refused(do: Callable[..., Any], *arguments: Any) -> str:
+    """It ends in an own error, whose message a person can read, in time and in memory."""
+    ending = run_bounded(do, *arguments)
+    assert ending.is_own, (ending.kind, ending.message)
+    assert ending.kind != "read"
+    assert len(ending.message) <= LONGEST_MESSAGE
+    assert ending.bytes < BYTES
+    return ending.message
+
+
+def read_image(path: Path) -> None:
+    """Open an image and read its first block, as ingest does, but in this process."""
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)
+    source = open_source(SourceSpec(str(path)))
+    image, block = ingest._locate_image(
+        source, SourceSpec(str(path)), Workspace(path.parent / "results")
+    )
+    box = BlockGrid(image.shape, block).box(0)
+    if image.copied:
+        source.read(box)
+    else:
+        open_image(image).read(box)
+    source.close()

@@ -10,22 +10,10 @@ import pytest
 import torch
 import yaml
 from conftest import make_tiny_model
-from hostile import BYTES, run_bounded
+from hostile import assert_refused
 
-from unet.errors import LONGEST_MESSAGE
 from unet.model.folder import find_model
 from unet.network.weights import load_network
-
-
-def assert_refused(do: Callable[..., Any], *arguments: Any) -> str:
-    """It ends in an own error, whose message a person can read, in time and in memory."""
-    ending = run_bounded(do, *arguments)
-    assert ending.is_own, (ending.kind, ending.message)
-    assert ending.kind != "read"
-    assert len(ending.message) <= LONGEST_MESSAGE
-    assert ending.bytes < BYTES
-    return ending.message
-
 
 # --- Model folders ----------------------------------------------------------------------------
 

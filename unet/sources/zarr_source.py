@@ -7,25 +7,22 @@ its axes only in Zarr v3, as `dimension_names`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.storage import ObjectStore
 
-from unet.errors import SourceError
+from unet.errors import SourceError, excerpt
 from unet.planning.axes import Sizes
 from unet.sources.base import SourceSpec
 from unet.sources.image import RawImage, choose_axes
 from unet.sources.levels import choose_level, only_level
 from unet.sources.units import micrometres
+from unet.storage.foreign_zarr import DAMAGED, open_foreign
 from unet.storage.location import locate
 from unet.storage.server import translate_errors
 
-# what zarr raises for missing or damaged metadata and chunks, and for unknown codecs
-DAMAGED = (OSError, ValueError, LookupError, TypeError, RuntimeError)
 SPACE = "zyx"
 
 
@@ -55,7 +52,7 @@ class ZarrPixels:
 
 def open_zarr(spec: SourceSpec) -> RawImage:
     """The array, or the level of the OME-Zarr image, that `spec` selects."""
-    node = _open(spec.path)
+    node = open_foreign(locate(spec.path))
     if isinstance(node, zarr.Array):
         pixels = ZarrPixels(spec.path, node)
         axes = choose_axes(spec, pixels.shape, _dimension_names(node))
@@ -76,15 +73,15 @@ def _open_level(spec: SourceSpec, group: zarr.Group, prefix: str) -> RawImage:
             str(c.get("label", "")) for c in metadata.get("omero", {}).get("channels", [])
         )
         paths = [str(dataset["path"]) for dataset in image["datasets"]]
+        letters = "".join(name for name, _ in described_axes)
+        base, factors = _sizes(described_axes, [scale for scale, _ in transforms])
     except (LookupError, TypeError, AttributeError, ValueError) as error:
         raise SourceError(
             f"{spec.path}: its OME-Zarr metadata (multiscales) are not as the format says "
-            f"({error!r}). Write the image again, or set the path to one of its arrays."
+            f"({excerpt(repr(error))}). Write it again, or set the path to one of its arrays."
         ) from error
-    letters = "".join(name for name, _ in described_axes)
-    base, factors = _sizes(described_axes, [scale for scale, _ in transforms])
     level, pixel_size = choose_level(spec, base, factors)
-    node = _open(spec.path, prefix + paths[level])
+    node = open_foreign(locate(spec.path), prefix + paths[level])
     if not isinstance(node, zarr.Array):
         raise SourceError(
             f"{spec.path}: {prefix + paths[level]!r}, which its metadata name as level {level}, is "
@@ -99,20 +96,6 @@ def _open_level(spec: SourceSpec, group: zarr.Group, prefix: str) -> RawImage:
         if axis in SPACE and start and size > 0
     }
     return RawImage(pixels, axes, pixel_size, names, array, origin)
-
-
-def _open(path: str, inside: str = "") -> zarr.Array[Any] | zarr.Group:
-    location = locate(path)
-    store = location if isinstance(location, Path) else ObjectStore(location.objects())
-    with translate_errors(location):
-        try:
-            return zarr.open(store, path=inside, mode="r")
-        except DAMAGED as error:
-            raise SourceError(
-                f"{path}: Zarr cannot open {repr(inside) if inside else 'the image'} ({error}). "
-                "Its metadata are missing or damaged, or it uses a codec that is not installed; "
-                "copy or write it again."
-            ) from error
 
 
 def _ome(group: zarr.Group) -> Mapping[str, Any]:
@@ -132,7 +115,7 @@ def _image_group(path: str, group: zarr.Group) -> tuple[zarr.Group, str]:
     if metadata.get("multiscales"):
         return group, ""
     if "bioformats2raw.layout" in metadata:
-        inner = _open(path, "0")
+        inner = open_foreign(locate(path), "0")
         if isinstance(inner, zarr.Group) and _ome(inner).get("multiscales"):
             return inner, "0/"
     what = "a plate of images" if "plate" in metadata else "a Zarr group without multiscales"

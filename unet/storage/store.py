@@ -37,6 +37,7 @@ from unet.planning.geometry import BlockGrid, Box, runs
 from unet.planning.image import ImageRef, IngestedImage
 from unet.planning.layout import Layout
 from unet.storage.durable import sync_file, sync_folder
+from unet.storage.foreign_zarr import open_foreign_array
 from unet.storage.ledger import Written
 from unet.storage.location import Location, files, locate, sizes
 from unet.storage.server import translate_errors
@@ -266,7 +267,8 @@ def open_array(group: Location, name: str, layout: Layout) -> ImageArray:
 def open_image(image: ImageRef) -> ImageArray:
     """Open an image for reading: the copy that ingest made, or the user's own Zarr."""
     path = locate(image.store) / image.array
-    return ImageArray(path, _open(path, "r"), image.axes, image.channels, own=image.copied)
+    array = _open(path, "r") if image.copied else open_foreign_array(path)
+    return ImageArray(path, array, image.axes, image.channels, own=image.copied)
 
 
 def _open(path: Location, mode: str) -> zarr.Array[Any]:
