@@ -59,9 +59,10 @@ def run_bounded(do: Callable[..., Any], *arguments: Any) -> Ending:
         process.kill()
         process.join()
         return Ending("hang", f"no end in {PATIENCE} s", False, 0)
-    if not mine.poll():
+    try:
+        ending: Ending = mine.recv()
+    except EOFError:
         return Ending("killed", f"by signal {-(process.exitcode or 0)}", False, 0)
-    ending: Ending = mine.recv()
     return ending
 
 

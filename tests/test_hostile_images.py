@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import os
 import struct
+import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +15,10 @@ from typing import Any
 
 import imagecodecs
 import numcodecs
+import numpy as np
 import pytest
-from hostile import assert_refused, read_image
+import tifffile
+from hostile import BYTES, assert_refused, read_image, run_bounded
 
 Write = Callable[[Path], Path]
 ZEROS = 10**10  # bytes that a few kilobytes decode to
@@ -247,3 +251,289 @@ def test_zarr(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", OME)
 def test_ome_zarr(name: str, tmp_path: Path) -> None:
     assert_refused(read_image, OME[name](tmp_path))
+
+
+# --- NumPy ------------------------------------------------------------------------------------
+
+
+def npy_header(said: str, content: bytes = bytes(64)) -> Write:
+    def write(folder: Path) -> Path:
+        header = (said + "\n").encode()
+        start = b"\x93NUMPY\x02\x00" + struct.pack("<I", len(header))
+        (folder / "i.npy").write_bytes(start + header + content)
+        return folder / "i.npy"
+
+    return write
+
+
+def npy(shape: str, dtype: str = "|u1", order: str = "False") -> Write:
+    return npy_header(f"{{'descr': '{dtype}', 'fortran_order': {order}, 'shape': {shape}}}")
+
+
+def npz(content: bytes, name: str = "a.npy") -> Write:
+    def write(folder: Path) -> Path:
+        with zipfile.ZipFile(folder / "i.npz", "w", zipfile.ZIP_DEFLATED) as file:
+            file.writestr(name, content)
+        return folder / "i.npz"
+
+    return write
+
+
+def npz_bomb(folder: Path) -> Path:
+    start = io.BytesIO()
+    np.lib.format.write_array_header_2_0(
+        start, {"descr": "|u1", "fortran_order": False, "shape": (10**5, 10**5)}
+    )
+    with (
+        zipfile.ZipFile(folder / "i.npz", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as file,
+        file.open("a.npy", "w", force_zip64=True) as into,
+    ):
+        into.write(start.getvalue())
+        for _ in range(200):
+            into.write(bytes(10**7))
+    return folder / "i.npz"
+
+
+def npz_of_many(folder: Path) -> Path:
+    with zipfile.ZipFile(folder / "i.npz", "w") as file:
+        for number in range(20_000):
+            file.writestr(f"{number}.npy", b"")
+    return folder / "i.npz"
+
+
+NUMPY: dict[str, Write] = {
+    "sizes of 10^36": npy(f"({10**36}, {10**36})"),
+    "sizes that multiply to nothing": npy(f"({2**32}, {2**32})"),
+    "negative": npy("(-8, -8)"),
+    "many axes": npy("(" + "1, " * 1000 + ")"),
+    "sizes that are no numbers": npy("('a', 8)"),
+    "sizes of a fraction": npy("(0.5, 8)"),
+    "true": npy("(True, True)", "|O"),
+    "wide numbers": npy("(8, 8)", "|V1000000000"),
+    "long text": npy("(8, 8)", "<U1000000000"),
+    "objects": npy("(8, 8)", "|O"),
+    "a long header": npy_header("{" + " " * 10**8 + "}"),
+    "a deep header": npy_header("(" * 10**4),
+    "deep": npy_header("[" * 90 + "]" * 90),
+    "code": npy_header("__import__('os').system('ls')"),
+    "not text": npy_header("\x00\xff"),
+    "a header of a number": npy_header("1"),
+    "nothing": npy_header(""),
+    "npz bomb": npz_bomb,
+    "npz of many": npz_of_many,
+    "npz of no array": npz(b"hello", "a.txt"),
+    "npz of an empty array": npz(b""),
+    "npz of a damaged array": npz(b"\x93NUMPY\x02\x00" + struct.pack("<I", 2**31)),
+}
+
+
+@pytest.mark.parametrize("name", NUMPY)
+def test_numpy(name: str, tmp_path: Path) -> None:
+    assert_refused(read_image, NUMPY[name](tmp_path))
+
+
+# --- PNG and JPEG -----------------------------------------------------------------------------
+
+
+def png(width: int, height: int, rows: bytes, bits: int = 8, colour: int = 0) -> Write:
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        crc = struct.pack(">I", zlib.crc32(kind + content))
+        return struct.pack(">I", len(content)) + kind + content + crc
+
+    def write(folder: Path) -> Path:
+        header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
+        parts = [chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")]
+        (folder / "i.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+        return folder / "i.png"
+
+    return write
+
+
+def jpeg(width: int, height: int) -> Write:
+    def write(folder: Path) -> Path:
+        content = imagecodecs.jpeg_encode(np.zeros((8, 8), "u1"))
+        at = content.index(b"\xff\xc0") + 5
+        content = content[:at] + struct.pack(">HH", height, width) + content[at + 4 :]
+        (folder / "i.jpg").write_bytes(content)
+        return folder / "i.jpg"
+
+    return write
+
+
+def sparse_file(start: bytes) -> Write:
+    def write(folder: Path) -> Path:
+        with (folder / "i.png").open("wb") as file:
+            file.write(start)
+            file.truncate(10**11)
+        return folder / "i.png"
+
+    return write
+
+
+RASTER: dict[str, Write] = {
+    "a png of 10^12 pixels": png(10**6, 10**6, b""),
+    "a png of 10^12 pixels and some": png(10**6, 10**6, bytes(10**7)),
+    "a png of 10^10 bytes": png(50_000, 50_000, b"", 16, 2),
+    "a png bomb": png(40_000, 40_000, bytes(10**7)),
+    "a png that is wider than png": png(2**31 - 1, 1, b""),
+    "a png of nothing": png(0, 0, b""),
+    "a png of wrong bits": png(8, 8, bytes(72), 3),
+    "a png of a sparse file": sparse_file(b"\x89PNG\r\n\x1a\n"),
+    "a jpeg of a sparse file": sparse_file(b"\xff\xd8\xff"),
+    "a jpeg of 4 * 10^9 pixels": jpeg(65_500, 65_500),
+    "a jpeg of nothing": jpeg(0, 0),
+}
+
+
+@pytest.mark.parametrize("name", RASTER)
+def test_raster(name: str, tmp_path: Path) -> None:
+    assert_refused(read_image, RASTER[name](tmp_path))
+
+
+# --- TIFF -------------------------------------------------------------------------------------
+
+WIDTH, LENGTH, BITS, COMPRESSION, SAMPLES, ROWS, COUNTS = 256, 257, 258, 259, 277, 278, 279
+TILE_WIDTH, TILE_LENGTH = 322, 323
+
+
+def tiff(tags: dict[int, Any] | None = None, next_page: int | None = None, **options: Any) -> Write:
+    """A file whose tags and whose link to the next page were changed."""
+
+    def write(folder: Path) -> Path:
+        path = folder / "i.tif"
+        tifffile.imwrite(path, np.zeros((32, 32), "u1"), metadata=None, **options)
+        with tifffile.TiffFile(path, mode="r+") as file:
+            page = file.pages[0]
+            for code, value in (tags or {}).items():
+                page.tags[code].overwrite(value, dtype=4 if isinstance(value, int) else None)
+            at, offset = page.offset, 0
+        if next_page is not None:
+            content = bytearray(path.read_bytes())
+            offset = at + 2 + 12 * int.from_bytes(content[at : at + 2], "little")
+            content[offset : offset + 4] = struct.pack("<I", next_page or at)
+            path.write_bytes(content)
+        return path
+
+    return write
+
+
+def strips(count: int) -> Write:
+    """A directory that lists strips without end."""
+
+    def write(folder: Path) -> Path:
+        path = tiff(rowsperstrip=1)(folder)
+        content = bytearray(path.read_bytes())
+        for tag in (273, 279):
+            at = content.index(struct.pack("<HH", tag, 3 if tag == 279 else 4))
+            content[at + 4 : at + 8] = struct.pack("<I", count)
+        path.write_bytes(content)
+        return path
+
+    return write
+
+
+def many_pages(folder: Path) -> Path:
+    """Pages that are one and the same, each of which leads to another."""
+    entries = struct.pack("<H", 0)
+    pages = 200_000
+    content = b"II*\0" + struct.pack("<I", 8)
+    parts = [entries + struct.pack("<I", 8 + 6 * (number + 1)) for number in range(pages)]
+    (folder / "i.tif").write_bytes(content + b"".join(parts))
+    return folder / "i.tif"
+
+
+def imagej(images: int) -> Write:
+    def write(folder: Path) -> Path:
+        path = folder / "i.tif"
+        tifffile.imwrite(path, np.zeros((3, 32, 32), "u1"), imagej=True)
+        with tifffile.TiffFile(path) as file:
+            said = file.pages[0].description
+        tifffile.tiffcomment(path, said.replace("=3", f"={images}"))
+        return path
+
+    return write
+
+
+def shaped(shape: tuple[int, ...]) -> Write:
+    def write(folder: Path) -> Path:
+        path = folder / "i.tif"
+        tifffile.imwrite(path, np.zeros((3, 32, 32), "u1"), photometric="minisblack")
+        tifffile.tiffcomment(path, json.dumps({"shape": shape}))
+        return path
+
+    return write
+
+
+def ome_tiff(**said: str) -> Write:
+    def write(folder: Path) -> Path:
+        path = folder / "i.ome.tif"
+        tifffile.imwrite(path, np.zeros((2, 32, 32), "u1"), metadata={"axes": "ZYX"})
+        with tifffile.TiffFile(path) as file:
+            xml = str(file.ome_metadata)
+        for key, value in said.items():
+            start = xml.index(f' {key}="') + len(key) + 3
+            xml = xml[:start] + value + xml[xml.index('"', start) :]
+        tifffile.tiffcomment(path, xml.encode())
+        return path
+
+    return write
+
+
+def xml_bomb(folder: Path) -> Path:
+    entities = "".join(
+        f'<!ENTITY a{n} "{f"&a{n - 1};" * 10}">' if n else '<!ENTITY a0 "ha">' for n in range(12)
+    )
+    xml = f'<?xml version="1.0"?><!DOCTYPE OME [{entities}]><OME>&a11;</OME>'
+    tifffile.imwrite(folder / "i.ome.tif", np.zeros((8, 8), "u1"), metadata=None, description=xml)
+    return folder / "i.ome.tif"
+
+
+TIFF: dict[str, Write] = {
+    "wide": tiff({WIDTH: 2**31}),
+    "wide and long": tiff({WIDTH: 2**31, LENGTH: 2**31, ROWS: 2**31}),
+    "wide, long and packed": tiff({WIDTH: 2**31, LENGTH: 2**31, ROWS: 2**31}, compression="zlib"),
+    "one large strip": tiff({WIDTH: 30_000, LENGTH: 60_000, ROWS: 60_000}, compression="zlib"),
+    "a large tile": tiff(
+        {WIDTH: 2**20, LENGTH: 2**20, TILE_WIDTH: 2**20, TILE_LENGTH: 2**20},
+        tile=(16, 16),
+        compression="zlib",
+    ),
+    "tiles of nothing": tiff({TILE_WIDTH: 0, TILE_LENGTH: 0}, tile=(16, 16)),
+    "strips of nothing": tiff({ROWS: 0, LENGTH: 64}, compression="zlib"),
+    "no width": tiff({WIDTH: 0}),
+    "no bits": tiff({BITS: 0}),
+    "many bits": tiff({BITS: 65_535}),
+    "many samples": tiff({SAMPLES: 65_535}),
+    "many samples, packed": tiff({SAMPLES: 65_535}, compression="zlib"),
+    "a large strip": tiff({COUNTS: 2**32 - 1}),
+    "an unknown compression": tiff({COMPRESSION: 65_000}, compression="zlib"),
+    "strips without end": strips(2**31 - 1),
+    "a next page that is the header": tiff(next_page=4),
+    "a next page outside": tiff(next_page=2**31),
+    "many pages": many_pages,
+    "imagej of many": imagej(10**9),
+    "imagej of more": imagej(10**15),
+    "shaped of many": shaped((10**9, 32, 32)),
+    "shaped of less": shaped((-1, 32, 32)),
+    "OME of many planes": ome_tiff(SizeZ="1000000000"),
+    "OME of many channels": ome_tiff(SizeC="1000000000"),
+    "OME of 10^36": ome_tiff(SizeX="1" + "0" * 36),
+    "OME of no number": ome_tiff(SizeZ="a"),
+    "OME below nothing": ome_tiff(SizeZ="-2"),
+    "OME of another order": ome_tiff(DimensionOrder="QQQQQ"),
+    "OME of the file that it names": ome_tiff(IFD="1000000000"),
+    "xml bomb": xml_bomb,
+}
+
+
+@pytest.mark.usefixtures("quiet_tifffile")
+@pytest.mark.parametrize("name", TIFF)
+def test_tiff(name: str, tmp_path: Path) -> None:
+    assert_refused(read_image, TIFF[name](tmp_path))
+
+
+@pytest.mark.usefixtures("quiet_tifffile")
+def test_a_page_that_is_its_own_next_is_read_once(tmp_path: Path) -> None:
+    ending = run_bounded(read_image, tiff(next_page=0)(tmp_path))
+    assert (ending.kind, ending.message) == ("read", "")
+    assert ending.bytes < BYTES

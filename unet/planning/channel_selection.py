@@ -43,7 +43,8 @@ class ChannelSelection:
         """
         reads = runs([k // samples for k in channels], chunk)
         indices = [c for start, stop in reads for c in range(start, stop)]
-        positions = tuple(indices.index(k // samples) * samples + k % samples for k in channels)
+        arrival = {c: number for number, c in enumerate(indices)}
+        positions = tuple(arrival[k // samples] * samples + k % samples for k in channels)
         return cls(channels, samples, tuple(reads), positions)
 
     @property

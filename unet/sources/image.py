@@ -11,6 +11,7 @@ channels.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -25,6 +26,9 @@ from unet.sources.base import InPlace, SourceSpec
 
 FILE_ORDER = "tcszyx"  # c before s: channel k of a file with both is (k // samples, k % samples)
 UNUSED = "-"
+LARGEST_PIECE = 1 << 30  # bytes that are decoded at once
+MOST_CHANNELS = 10_000
+MOST_PIXELS = 1 << 50
 SAMPLE_NAMES = {
     2: ("gray", "alpha"),
     3: ("red", "green", "blue"),
@@ -80,11 +84,7 @@ class Image:
         pixels = raw.pixels
         check_axes(spec.path, raw.axes, pixels.shape)
         check_dtype(spec.path, pixels.dtype)
-        if 0 in pixels.shape:
-            raise SourceError(
-                f"{spec.path} holds no pixels: its shape is {pixels.shape}. It was probably never "
-                "written completely; write it again."
-            )
+        check_shape(spec.path, raw.axes, pixels.shape)
         names = _channel_names(raw.channel_names, dict(zip(raw.axes, pixels.shape, strict=True)))
         axes = raw.axes if "c" in raw.axes else raw.axes.replace("s", "c")
         sizes = dict(zip(axes, pixels.shape, strict=True))
@@ -163,6 +163,31 @@ def check_axes(path: str, axes: str, shape: Sizes) -> None:
         raise SourceError(
             f"{path}: axes {axes!r} are not understood for shape {shape}: expected each of "
             "t, c, z, y, x, s at most once, and y and x among them. Set axes in the configuration."
+        )
+
+
+def check_shape(path: str, axes: str, shape: Sizes) -> None:
+    """Raise SourceError for an image without pixels, and for sizes that no image has."""
+    if min(shape) < 1:
+        raise SourceError(
+            f"{path} holds no pixels: its shape is {shape}. It was probably never "
+            "written completely; write it again."
+        )
+    channels = math.prod(n for axis, n in zip(axes, shape, strict=True) if axis in "cs")
+    if channels > MOST_CHANNELS or math.prod(shape) > MOST_PIXELS:
+        raise SourceError(
+            f"{path} has shape {shape} on the axes {axes!r}, and more than {MOST_CHANNELS:,} "
+            f"channels or {MOST_PIXELS:.3g} pixels are not read. Its metadata are damaged, "
+            "or axes in the configuration name another dimension as c or s."
+        )
+
+
+def refuse_large(path: str, size: int) -> None:
+    """Raise SourceError for more bytes than are read or decoded at once."""
+    if size > LARGEST_PIECE:
+        raise SourceError(
+            f"Expected {path} to be stored in pieces that can be read alone, but its smallest is "
+            f"{size / 1e9:.1f} GB once decoded. Convert it to a tiled TIFF or to OME-Zarr."
         )
 
 

@@ -7,17 +7,24 @@ from __future__ import annotations
 
 import math
 import zipfile
+import zlib
 from contextlib import closing
-from typing import BinaryIO
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from unet.errors import SourceError
+from unet.errors import SourceError, excerpt
 from unet.sources.base import SourceSpec
 from unet.sources.file import open_file
-from unet.sources.image import RawImage, choose_axes
+from unet.sources.image import RawImage, choose_axes, refuse_large
 from unet.sources.levels import only_level
+
+# what numpy raises for a damaged header, which it reads as Python's literals, and zipfile
+UNREADABLE = (
+    *(OSError, ValueError, EOFError, TypeError, LookupError, SyntaxError, ArithmeticError),
+    *(RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error),
+)
 
 
 class NpyPixels:
@@ -29,8 +36,8 @@ class NpyPixels:
             with closing(open_file(path)) as file, file.stream() as stream:
                 self.shape, self._fortran, self._dtype = _header(stream)
                 self._offset, size = stream.tell(), file.size
-        except (OSError, ValueError, EOFError) as error:
-            raise _unreadable(path, str(error)) from error
+        except UNREADABLE as error:
+            raise _unreadable(path, excerpt(error)) from error
         self.dtype = self._dtype.newbyteorder("=")
         self.chunks = (1,) * len(self.shape)
         end = self._offset + math.prod(self.shape) * self.dtype.itemsize
@@ -48,7 +55,7 @@ class NpyPixels:
         """Nothing is open between reads."""
 
 
-def _header(stream: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
+def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
     version = np.lib.format.read_magic(stream)
     if version == (1, 0):
         return np.lib.format.read_array_header_1_0(stream)
@@ -83,22 +90,33 @@ def _only_array(path: str) -> NDArray[np.generic]:
         with (
             closing(open_file(path)) as file,
             file.stream() as stream,
-            np.load(stream, allow_pickle=False) as arrays,
+            zipfile.ZipFile(stream) as arrays,
         ):
-            if len(arrays.files) != 1:
-                raise SourceError(
-                    f"Expected one array in {path}, got {len(arrays.files)} "
-                    f"({', '.join(arrays.files)}). Save the one to read with np.save."
-                )
-            array: NDArray[np.generic] = arrays[arrays.files[0]]
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            name = _only_name(path, arrays.namelist())
+            with arrays.open(name) as member:
+                shape, _, dtype = _header(member)
+            refuse_large(path, math.prod(shape) * dtype.itemsize)
+            with arrays.open(name) as member:
+                array = np.lib.format.read_array(member, allow_pickle=False)
+    except UNREADABLE as error:
         if isinstance(error, SourceError):
             raise
         raise SourceError(
-            f"{path} is not an .npz file of plain numbers ({error}). It is probably cut short, is "
-            "another kind of ZIP file, or holds Python objects; save it again with np.savez."
+            f"{path} is not an .npz file of plain numbers ({excerpt(error)}). It is probably cut "
+            "short, is another kind of ZIP file, or holds Python objects; save it again with "
+            "np.savez."
         ) from error
     return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def _only_name(path: str, names: list[str]) -> str:
+    if len(names) != 1:
+        arrays = ", ".join(name.removesuffix(".npy") for name in names[:20])
+        raise SourceError(
+            f"Expected one array in {path}, got {len(names)} ({arrays}). Save the one to read with "
+            "np.save."
+        )
+    return names[0]
 
 
 def _is_zip(path: str) -> bool:

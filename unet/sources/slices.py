@@ -7,6 +7,7 @@ error then names it. A file is closed after each read, so that a worker never ha
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -17,10 +18,13 @@ from numpy.typing import NDArray
 from unet.errors import SourceError
 from unet.planning.axes import Sizes
 from unet.sources.base import SourceSpec
-from unet.sources.image import UNUSED, RawImage
+from unet.sources.image import UNUSED, RawImage, refuse_large
 from unet.sources.levels import only_level
 from unet.storage.location import locate
 
+PNG, PNG_SAMPLES = b"\x89PNG", {0: 1, 2: 3, 3: 4, 4: 2, 6: 4}  # of a pixel, by kind of colour
+JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # markers before its sizes
+MARKER = 0xFF
 JPEG_SCAN, JPEG_END = b"\xff\xda", b"\xff\xd9"
 OpenSlice = Callable[[SourceSpec], RawImage]
 
@@ -47,19 +51,39 @@ class RasterPixels:
 
     def _decode(self) -> NDArray[np.generic]:
         try:
-            data = locate(self._path).read_bytes()
-            if data[:4] == b"\x89PNG":
+            location = locate(self._path)
+            refuse_large(self._path, location.stat().st_size)
+            data = location.read_bytes()
+            refuse_large(self._path, _decoded_size(data))
+            if data[:4] == PNG:
                 return np.asarray(imagecodecs.png_decode(data))
             if data.rfind(JPEG_END) < data.rfind(JPEG_SCAN):
                 raise ValueError(
                     "the end of the image is missing"
                 )  # the decoder would make up the rest
             return np.asarray(imagecodecs.jpeg_decode(data))
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError, MemoryError) as error:
+            if isinstance(error, SourceError):
+                raise
             raise SourceError(
                 f"{self._path} begins like a PNG or JPEG image but cannot be decoded ({error}). It "
                 "is probably cut short or damaged; copy it again."
             ) from error
+
+
+def _decoded_size(data: bytes) -> int:
+    """The bytes of all pixels that a PNG or a JPEG says it has."""
+    if data[:4] == PNG:
+        width, height, bits, colour = struct.unpack(">IIBB", data[16:26].ljust(10, b"\0"))
+        return int(width * height * PNG_SAMPLES.get(colour, 4) * max(1, bits // 8))
+    at = 2
+    while at + 10 <= len(data) and data[at] == MARKER:
+        kind, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
+        if kind in JPEG_FRAMES:
+            bits, height, width, samples = struct.unpack(">BHHB", data[at + 4 : at + 10])
+            return int(height * width * samples * -(-bits // 8))
+        at += 1 if kind == MARKER else 2 + length  # any number of them may stand before a marker
+    return 0
 
 
 class StackPixels:

@@ -20,7 +20,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from unet.errors import SourceError
 from unet.execution.machines import Machines
 from unet.execution.pool import Pool, connect
 from unet.execution.resume import resume
@@ -33,6 +32,7 @@ from unet.planning.image import ImageRef, IngestedImage
 from unet.planning.layout import BLOCK_PIXELS, image_chunk, image_layout
 from unet.sources import open_source, source_files
 from unet.sources.base import Source, SourceSpec
+from unet.sources.image import refuse_large
 from unet.stages.copy import CopyJob, not_finite
 from unet.stages.manifests import IngestManifest
 from unet.storage import ome
@@ -52,7 +52,6 @@ from unet.storage.workspace import Workspace
 
 log = logging.getLogger(__name__)
 
-LARGEST_PIECE = 1 << 30
 HISTOGRAMS = "histograms.npy"
 IMAGE = "image.ome.zarr"
 CONTRAST_PERCENTILES = (0.1, 99.9)
@@ -162,6 +161,7 @@ def _locate_image(source: Source, spec: SourceSpec, workspace: Workspace) -> tup
     """Where the image will be read from, and the blocks to copy or read it by."""
     shape = without_channels(source.shape)
     pieces = without_channels(source.chunks)
+    pixel_bytes = source.shape[1] * source.dtype.itemsize
     in_place = source.in_place
     if in_place is None:
         versions = [[path, *version(locate(path))] for path in source_files(spec.path)]
@@ -171,12 +171,12 @@ def _locate_image(source: Source, spec: SourceSpec, workspace: Workspace) -> tup
         store_path, array, axes, channels = str(work / IMAGE), "0", source.axes, None
         # A block of whole pieces of the source, so that no piece is decoded twice.
         piece = tuple(round_up(p, c) for p, c in zip(pieces, image_chunk(shape), strict=True))
-        _refuse_large(piece, source, spec.path)
+        refuse_large(spec.path, math.prod(piece) * pixel_bytes)
         block = grow_block(piece, shape, 2, BLOCK_PIXELS)
     else:
         store_path, array, axes = in_place.store, in_place.array, in_place.axes
         channels = in_place.channels if "c" in axes else None
-        _refuse_large(pieces, source, spec.path)
+        refuse_large(spec.path, math.prod(pieces) * pixel_bytes)
         block = grow_block(pieces, shape, 2, BLOCK_PIXELS)
     image = ImageRef(
         store=store_path,
@@ -192,16 +192,6 @@ def _locate_image(source: Source, spec: SourceSpec, workspace: Workspace) -> tup
         block=block if in_place is None else None,
     )
     return image, block
-
-
-def _refuse_large(piece: Sizes, source: Source, path: str) -> None:
-    """Raise SourceError if the smallest part of the image that can be read alone is too large."""
-    size = math.prod(piece) * source.shape[1] * source.dtype.itemsize
-    if size > LARGEST_PIECE:
-        raise SourceError(
-            f"Expected {path} to be stored in pieces that can be read alone, but its smallest is "
-            f"{size / 1e9:.1f} GB once decoded. Convert it to a tiled TIFF or to OME-Zarr."
-        )
 
 
 def _copy(

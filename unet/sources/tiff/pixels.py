@@ -27,7 +27,10 @@ from unet.sources.image import FilePixels
 from unet.sources.tiff.pages import PageGrid, Where, paste
 
 # what reading damaged structures raises; decoders raise RuntimeError, missing ones ImportError
-DAMAGED = (OSError, ValueError, RuntimeError, LookupError, struct.error, ParseError, ImportError)
+DAMAGED = (
+    *(OSError, ValueError, RuntimeError, LookupError, TypeError, ArithmeticError, AttributeError),
+    *(struct.error, ParseError, ImportError, MemoryError),
+)
 CONTIGUOUS_KINDS = {"imagej", "shaped", "stk"}  # whose planes may have no pages of their own
 
 

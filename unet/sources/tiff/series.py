@@ -6,12 +6,14 @@ the largest plane is meant.
 
 from __future__ import annotations
 
+import math
 import struct
 from contextlib import ExitStack
+from xml.etree import ElementTree
 
 import tifffile
 
-from unet.errors import SourceError
+from unet.errors import SourceError, excerpt
 from unet.sources.base import SourceSpec
 from unet.sources.file import path_or_stream
 from unet.sources.image import UNUSED, RawImage
@@ -19,6 +21,7 @@ from unet.sources.levels import choose_level, level_factor
 from unet.sources.tiff import metadata
 from unet.sources.tiff.pixels import DAMAGED, open_level
 
+MOST_PLANES = 10_000_000
 SCANNER_KINDS = {"svs", "ndpi", "scn", "qpi"}  # of slides, whose resolution is a scanner's
 
 
@@ -27,14 +30,16 @@ def open_tiff(spec: SourceSpec) -> RawImage:
     with ExitStack() as stack:  # closes the file unless everything succeeds
         try:
             tif = stack.enter_context(tifffile.TiffFile(path_or_stream(spec.path)))
+            _refuse_endless(tif)
             series = tif.series
             if not series:
                 raise tifffile.TiffFileError("it holds no image")
             next_page = _next_page(tif)
-        except (*DAMAGED, TypeError, ArithmeticError) as error:
+        except DAMAGED as error:
             raise SourceError(
-                f"{spec.path} begins like a TIFF file but cannot be read as one ({error}). It is "
-                "probably cut short or damaged; copy it again and compare the sizes."
+                f"{spec.path} begins like a TIFF file but cannot be read as one "
+                f"({excerpt(error)}). It is probably cut short or damaged; copy it again and "
+                "compare the sizes."
             ) from error
         _refuse_appended(spec, series)
         main = max(series, key=lambda s: s.keyframe.imagewidth * s.keyframe.imagelength)
@@ -42,6 +47,16 @@ def open_tiff(spec: SourceSpec) -> RawImage:
         raw = _open_series(spec, tif, main)
         stack.pop_all()
     return raw
+
+
+def _refuse_endless(tif: tifffile.TiffFile) -> None:
+    """Raise ValueError for OME-XML of more planes than a file has: each gets a place in a list."""
+    if not tif.is_ome:
+        return
+    for element in ElementTree.fromstring(tif.ome_metadata or "").iter():  # noqa: S314
+        sizes = [int(element.get(f"Size{axis}", 1)) for axis in "TCZ"]
+        if math.prod(max(1, size) for size in sizes) > MOST_PLANES:
+            raise ValueError(f"its OME-XML says sizes of {sizes} for T, C and Z")
 
 
 def _refuse_appended(spec: SourceSpec, series: list[tifffile.TiffPageSeries]) -> None:
