@@ -9,11 +9,15 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import make_tiny_model
+from conftest import REPOSITORY, make_tiny_model, snakemake
 from hostile import assert_refused
 
+from unet.config import check_file, read_config
 from unet.model.folder import find_model
 from unet.network.weights import load_network
+from unet.yaml_file import read_yaml
+
+SCHEMA = REPOSITORY / "workflow" / "schemas" / "config.schema.yaml"
 
 # --- Model folders ----------------------------------------------------------------------------
 
@@ -155,3 +159,25 @@ def test_yaml_that_stops_programs_as_a_model(name: str, tmp_path: Path) -> None:
     file = tmp_path / "model.yaml"
     file.write_text(YAML[name], encoding="utf-8", errors="surrogateescape")
     assert_refused(as_model, file)
+
+
+def as_config(file: Path) -> None:
+    check_file(file)
+    read_config(read_yaml(file), SCHEMA)
+
+
+@pytest.mark.parametrize("name", YAML)
+def test_yaml_that_stops_programs_as_a_configuration(name: str, tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(YAML[name], encoding="utf-8", errors="surrogateescape")
+    assert_refused(as_config, file)
+
+
+@pytest.mark.parametrize("name", ["ten million characters", "aliases of mappings", "brackets"])
+def test_snakemake_does_not_read_such_a_configuration(name: str, tmp_path: Path) -> None:
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "config.yaml").write_text(YAML[name])
+    told = snakemake("--directory", str(tmp_path), "--cores", "1", cache=tmp_path)
+    assert told.returncode != 0
+    assert "The configuration is wrong. Expected YAML or JSON in" in told.stderr
+    assert "Traceback" not in told.stderr

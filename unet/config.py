@@ -23,9 +23,10 @@ from unet.schema import find_errors, read_schema
 from unet.sources import local_files
 from unet.sources.base import SourceSpec
 from unet.storage.location import locate
-from unet.yaml_file import refuse_unwieldy
+from unet.yaml_file import read_yaml, refuse_unwieldy
 
 GIGABYTE = 10**9
+TEMPLATE_KEY = "__use_yte__"
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,25 @@ def read_config(
         verify=complete["verify"],
         evaluate=tuple(_evaluate(item, images, rule_outputs) for item in complete["evaluate"]),
     )
+
+
+def check_file(path: Path) -> None:
+    """Raise ConfigError for a file that Snakemake should not read: it may run, or never end.
+
+    Why before Snakemake reads it: a file with the key `__use_yte__` is a program to it, and a few
+    lines of YAML may take it minutes and gigabytes. If there is none, Snakemake says so.
+    """
+    if not path.is_file():
+        return
+    try:
+        said = read_yaml(path)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"Expected YAML or JSON in {path}, but {error}.") from error
+    if isinstance(said, Mapping) and TEMPLATE_KEY in said:
+        raise ConfigError(
+            f"Expected values in {path}, got the key {TEMPLATE_KEY!r}, with which Snakemake runs "
+            f"the file as a program. Write out the values, and remove the key."
+        )
 
 
 def _images(

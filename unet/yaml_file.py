@@ -7,6 +7,7 @@ a hundred thousand brackets, stop a program just as well.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from itertools import chain
 from pathlib import Path
@@ -33,8 +34,11 @@ def read_yaml(path: Path) -> Any:
         raise ValueError(f"it has more than the {MOST_BYTES:,} bytes that are read of such a file")
     try:
         text = content.decode()
-        _refuse_endless(text)
-        value = yaml.load(text, Loader)  # noqa: S506  # both of the loaders are safe
+        try:
+            value = json.loads(text)  # which is nearly YAML, but for its tabs
+        except (ValueError, RecursionError):
+            _refuse_endless(text)
+            value = yaml.load(text, Loader)  # noqa: S506  # both of the loaders are safe
     # Beside its own errors the parser raises those of the values, such as of a 30th of February.
     except (yaml.YAMLError, ValueError, LookupError, TypeError, OverflowError) as error:
         raise ValueError(f"it does not parse: {excerpt(error)}") from error

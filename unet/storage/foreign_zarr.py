@@ -1,10 +1,9 @@
 """Zarr arrays that others wrote: opened only if what they say can be, and decoded within bounds.
 
-Why not `zarr.open` alone: it believes the metadata. A chunk of no pixels is an endless loop, a
-chunk of a kilobyte may decode to a terabyte, and the name of a codec chooses what is called: one of
-the codecs that are always installed runs the chunk as a pickle. So the metadata are checked before
-Zarr sees them, only codecs that are known here are used, and each of them stops where the chunk is
-full.
+Why not `zarr.open` alone: it believes the metadata. A chunk of no pixels is an endless loop, and
+the name of a codec chooses what is called: one of numcodecs' unpickles the chunk, where its version
+lets it, and others come with whatever package is installed. So the metadata are checked before Zarr
+sees them, and only codecs that are known here are used.
 """
 
 from __future__ import annotations
