@@ -11,6 +11,7 @@ import resource
 import traceback
 import warnings
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -95,13 +96,11 @@ def assert_refused(do: Callable[..., Any], *arguments: Any) -> str:
 def read_image(path: Path) -> None:
     """Open an image and read its first block, as ingest does, but in this process."""
     logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)
-    source = open_source(SourceSpec(str(path)))
-    image, block = ingest._locate_image(
-        source, SourceSpec(str(path)), Workspace(path.parent / "results")
-    )
-    box = BlockGrid(image.shape, block).box(0)
-    if image.copied:
-        source.read(box)
-    else:
-        open_image(image).read(box)
-    source.close()
+    spec = SourceSpec(str(path))
+    with closing(open_source(spec)) as source:
+        image, block = ingest._locate_image(source, spec, Workspace(path.parent / "results"))
+        box = BlockGrid(image.shape, block).box(0)
+        if image.copied:
+            source.read(box)
+        else:
+            open_image(image).read(box)

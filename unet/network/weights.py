@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from unet.errors import ModelError
+from unet.errors import ModelError, excerpt
 from unet.model.folder import ModelSpec, file_sha256, find_model
 from unet.network.unet import UNet
 
@@ -79,22 +80,17 @@ def save_model(folder: Path, network: UNet, description: dict[str, Any]) -> Mode
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a .safetensors or .pt file, by name. Raises ModelError; runs no code of it."""
     try:
-        if path.suffix == ".safetensors":
-            loaded = safetensors.torch.load_file(path)
-        else:
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (safetensors.SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
-        raise ModelError(
-            f"Expected weights in {path}, but the file does not read as {path.suffix}: {error}. "
-            f"It is probably truncated; fetch it again."
-        ) from error
-    except Exception as error:
+        loaded = _load(path)
+    except Exception as error:  # an unpickler raises whatever the bytes make of it
         # torch raises pickle.UnpicklingError, whose module this project does not import.
-        if type(error).__name__ != "UnpicklingError":
-            raise
+        if type(error).__name__ == "UnpicklingError":
+            raise ModelError(
+                f"Expected a plain state dict in {path}, got a pickle that holds code or objects, "
+                f"which is never executed. Save it with torch.save(network.state_dict(), path)."
+            ) from error
         raise ModelError(
-            f"Expected a plain state dict in {path}, got a pickle that holds code or objects, "
-            f"which is never executed. Save it with torch.save(network.state_dict(), path)."
+            f"Expected weights in {path}, but the file does not read as {path.suffix}: "
+            f"{excerpt(error)}. It is probably truncated; fetch it again."
         ) from error
     if not isinstance(loaded, dict) or not all(isinstance(t, Tensor) for t in loaded.values()):
         raise ModelError(
@@ -108,6 +104,14 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             f"such as sparse. Save it with torch.save(network.float().cpu().state_dict(), path)."
         )
     return loaded
+
+
+def _load(path: Path) -> Any:
+    if path.suffix == ".safetensors":
+        return safetensors.torch.load_file(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch, which tells of a damaged file before it fails
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _is_plain(tensor: Tensor) -> bool:

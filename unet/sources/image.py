@@ -84,7 +84,7 @@ class Image:
         pixels = raw.pixels
         check_axes(spec.path, raw.axes, pixels.shape)
         check_dtype(spec.path, pixels.dtype)
-        check_shape(spec.path, raw.axes, pixels.shape)
+        check_shape(spec.path, raw.axes, pixels.shape, pixels.chunks)
         names = _channel_names(raw.channel_names, dict(zip(raw.axes, pixels.shape, strict=True)))
         axes = raw.axes if "c" in raw.axes else raw.axes.replace("s", "c")
         sizes = dict(zip(axes, pixels.shape, strict=True))
@@ -166,8 +166,13 @@ def check_axes(path: str, axes: str, shape: Sizes) -> None:
         )
 
 
-def check_shape(path: str, axes: str, shape: Sizes) -> None:
-    """Raise SourceError for an image without pixels, and for sizes that no image has."""
+def check_shape(path: str, axes: str, shape: Sizes, chunks: Sizes) -> None:
+    """Raise SourceError for an image or pieces without pixels, and for sizes that no image has."""
+    if not all(isinstance(size, int | np.integer) for size in (*shape, *chunks)) or min(chunks) < 1:
+        raise SourceError(
+            f"{path} says to have shape {shape} and to be stored in pieces of {chunks}, which are "
+            "no sizes. Its metadata are damaged; copy or write it again."
+        )
     if min(shape) < 1:
         raise SourceError(
             f"{path} holds no pixels: its shape is {shape}. It was probably never "

@@ -6,6 +6,7 @@ A .npz file with one array, as labels often are, is read whole: it is compressed
 from __future__ import annotations
 
 import math
+import tokenize
 import zipfile
 import zlib
 from contextlib import closing
@@ -23,7 +24,7 @@ from unet.sources.levels import only_level
 # what numpy raises for a damaged header, which it reads as Python's literals, and zipfile
 UNREADABLE = (
     *(OSError, ValueError, EOFError, TypeError, LookupError, SyntaxError, ArithmeticError),
-    *(RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error),
+    *(RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error, tokenize.TokenError),
 )
 
 

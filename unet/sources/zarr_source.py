@@ -7,6 +7,7 @@ its axes only in Zarr v3, as `dimension_names`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,7 @@ class ZarrPixels:
 
     def read(self, where: tuple[slice, ...]) -> NDArray[np.generic]:
         """The pixels at `where`."""
-        with translate_errors(self._path):
+        with translate_errors(self._path), np.errstate(over="ignore"):  # of a damaged shard's index
             try:
                 return np.asarray(self._array[where], dtype=self.dtype)
             except DAMAGED as error:
@@ -63,8 +64,8 @@ def open_zarr(spec: SourceSpec) -> RawImage:
 
 def _open_level(spec: SourceSpec, group: zarr.Group, prefix: str) -> RawImage:
     metadata = _ome(group)
-    image = metadata["multiscales"][0]
     try:
+        image = metadata["multiscales"][0]
         described_axes = [_axis(a) for a in image.get("axes", "tczyx")]
         transforms = [
             _transform(image, dataset, len(described_axes)) for dataset in image["datasets"]
@@ -120,9 +121,18 @@ def _image_group(path: str, group: zarr.Group) -> tuple[zarr.Group, str]:
             return inner, "0/"
     what = "a plate of images" if "plate" in metadata else "a Zarr group without multiscales"
     raise SourceError(
-        f"{path} is {what}, not one image; expected an array or an OME-Zarr image. It contains "
-        f"{', '.join(sorted(group.keys())[:20]) or 'nothing'}: set the path to the image in it."
+        f"{path} is {what}, not one image; expected an array or an OME-Zarr image. "
+        f"{_contents(path)}: set the path to the image in it."
     )
+
+
+def _contents(path: str) -> str:
+    """What lies in a local group, for a message; Zarr would open each of them to tell."""
+    location = locate(path)
+    if not isinstance(location, Path):
+        return "It may contain some"
+    names = sorted(folder.name for folder in location.iterdir() if folder.is_dir())
+    return f"It contains {', '.join(names[:20]) or 'nothing'}"
 
 
 def _axis(axis: object) -> tuple[str, float | None]:

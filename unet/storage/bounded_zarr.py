@@ -85,7 +85,10 @@ TRANSFORMS = frozenset(
 
 
 def _decode(name: str, data: bytes, most: int, said: Mapping[str, Any]) -> Any:
-    decoded = DECODERS[name](data, most, said)
+    try:
+        decoded = DECODERS[name](data, most, said)
+    except (EOFError, TypeError, LookupError, zlib.error, lzma.LZMAError) as error:
+        raise ValueError(f"{name} cannot decode it ({error})") from error
     if len(decoded) > most:
         raise ValueError(f"a chunk decodes to more than the {most} bytes that it can have")
     return decoded
@@ -147,10 +150,10 @@ class _BoundedStore(WrapperStore[LocalStore]):
             found = os.stat(self._store.root / key)  # noqa: PTH116  # of what a link leads to
         except (FileNotFoundError, NotADirectoryError):
             return None
-        size = getattr(byte_range, "end", 1 if byte_range else found.st_size)
+        start, end = getattr(byte_range, "start", 0), getattr(byte_range, "end", found.st_size)
         most = found.st_size if byte_range else self._most
-        if not stat.S_ISREG(found.st_mode) or not 1 <= size <= most:
-            raise ValueError(f"{key} is no file of 1 to {most} bytes: {size} are to be read")
+        if not stat.S_ISREG(found.st_mode) or not 0 <= start < end <= most:
+            raise ValueError(f"{key} is no file from which bytes {start} to {end} can be read")
         return await self._store.get(key, prototype, byte_range)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,9 @@ def open_foreign(location: Location, inside: str = "") -> zarr.Array[Any] | zarr
             for problem in _problems(metadata):
                 raise ValueError(problem)
             store = location if isinstance(location, Path) else ObjectStore(location.objects())
-            node = zarr.open(store, path=inside, mode="r")
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of what other versions of Zarr cannot read
+                node = zarr.open(store, path=inside, mode="r")
             return bounded(node) if isinstance(node, zarr.Array) else node
         except (*DAMAGED, AttributeError) as error:
             raise SourceError(

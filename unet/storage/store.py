@@ -147,7 +147,7 @@ class ImageArray:
 
     def _read_channels(self, box: Box, channels: slice) -> NDArray[np.generic]:
         slices = {**dict(zip(GRID, box.slices, strict=True)), "c": channels}
-        with translate_errors(self.location):
+        with translate_errors(self.location), np.errstate(over="ignore"):  # of a damaged index
             try:
                 values = np.asarray(self.array[tuple(slices[axis] for axis in self.axes)])
             except (ValueError, OSError, RuntimeError) as error:

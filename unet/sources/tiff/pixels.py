@@ -20,7 +20,7 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from unet.errors import SourceError
+from unet.errors import SourceError, excerpt
 from unet.planning.axes import Sizes
 from unet.sources.file import File, open_file
 from unet.sources.image import FilePixels
@@ -29,7 +29,7 @@ from unet.sources.tiff.pages import PageGrid, Where, paste
 # what reading damaged structures raises; decoders raise RuntimeError, missing ones ImportError
 DAMAGED = (
     *(OSError, ValueError, RuntimeError, LookupError, TypeError, ArithmeticError, AttributeError),
-    *(struct.error, ParseError, ImportError, MemoryError),
+    *(struct.error, ParseError, ImportError, MemoryError, AssertionError),
 )
 CONTIGUOUS_KINDS = {"imagej", "shaped", "stk"}  # whose planes may have no pages of their own
 
@@ -135,7 +135,18 @@ class PagedPixels(_LevelPixels):
         self.chunks = (1,) * len(self.shape) if keyframe.is_final else self._grid.chunks
 
     def read(self, where: Where) -> NDArray[np.generic]:
-        """The pixels at `where`; decodes in the calling thread."""
+        """The pixels at `where`; decodes in the calling thread. Raises SourceError."""
+        try:
+            return self._read(where)
+        except DAMAGED as error:
+            if isinstance(error, SourceError | MemoryError):
+                raise
+            raise SourceError(
+                f"{self._path} cannot be read ({excerpt(error)}). Its structure is damaged; copy "
+                "it again."
+            ) from error
+
+    def _read(self, where: Where) -> NDArray[np.generic]:
         out = np.empty(tuple(s.stop - s.start for s in where), self.dtype)
         on_page = self._grid.on_page(where)
         boxes = out.reshape(-1, *(s.stop - s.start for s in on_page))

@@ -7,6 +7,7 @@ the largest plane is meant.
 from __future__ import annotations
 
 import math
+import os
 import struct
 from contextlib import ExitStack
 from xml.etree import ElementTree
@@ -30,26 +31,55 @@ def open_tiff(spec: SourceSpec) -> RawImage:
     with ExitStack() as stack:  # closes the file unless everything succeeds
         try:
             tif = stack.enter_context(tifffile.TiffFile(path_or_stream(spec.path)))
-            _refuse_endless(tif)
+            _refuse_loop(tif)
+            _refuse_planes(tif)
             series = tif.series
             if not series:
                 raise tifffile.TiffFileError("it holds no image")
-            next_page = _next_page(tif)
+            raw = _open_main(spec, tif, series)
         except DAMAGED as error:
+            if isinstance(error, SourceError):
+                raise
             raise SourceError(
                 f"{spec.path} begins like a TIFF file but cannot be read as one "
                 f"({excerpt(error)}). It is probably cut short or damaged; copy it again and "
                 "compare the sizes."
             ) from error
-        _refuse_appended(spec, series)
-        main = max(series, key=lambda s: s.keyframe.imagewidth * s.keyframe.imagelength)
-        _check_series(spec, tif, main, next_page)
-        raw = _open_series(spec, tif, main)
         stack.pop_all()
     return raw
 
 
-def _refuse_endless(tif: tifffile.TiffFile) -> None:
+def _open_main(
+    spec: SourceSpec, tif: tifffile.TiffFile, series: list[tifffile.TiffPageSeries]
+) -> RawImage:
+    next_page = _next_page(tif)
+    _refuse_appended(spec, series)
+    main = max(series, key=lambda s: s.keyframe.imagewidth * s.keyframe.imagelength)
+    _check_series(spec, tif, main, next_page)
+    return _open_series(spec, tif, main)
+
+
+def _refuse_loop(tif: tifffile.TiffFile) -> None:
+    """Raise ValueError where a page leads back to an earlier one: that has no end."""
+    file, form, offset = tif.filehandle, tif.tiff, tif.pages.first.offset
+    seen: set[int] = set()
+    while 0 < offset < file.size:
+        if offset in seen:
+            raise ValueError(f"the page after number {len(seen)} is an earlier one")
+        seen.add(offset)
+        file.seek(offset)
+        start = file.read(form.tagnosize)
+        if len(start) < form.tagnosize:
+            return
+        (tags,) = struct.unpack(form.tagnoformat, start)
+        file.seek(tags * form.tagsize, os.SEEK_CUR)
+        link = file.read(form.offsetsize)
+        if len(link) < form.offsetsize:
+            return
+        (offset,) = struct.unpack(form.offsetformat, link)
+
+
+def _refuse_planes(tif: tifffile.TiffFile) -> None:
     """Raise ValueError for OME-XML of more planes than a file has: each gets a place in a list."""
     if not tif.is_ome:
         return
