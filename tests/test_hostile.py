@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,43 @@ def meta(model: Path) -> None:
     change(model / "model.yaml", weights={"file": "weights.pt"})
 
 
-@pytest.mark.parametrize("write", [sparse, huge_header, expanded, meta])
+class Zeros:
+    """What is as many zero bytes when it is unpickled, which torch allows."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return bytearray, (10**10,)
+
+
+def pickled_zeros(model: Path, zipped: bool = True) -> None:
+    torch.save(
+        {"head.weight": Zeros()}, model / "weights.pt", _use_new_zipfile_serialization=zipped
+    )
+    change(model / "model.yaml", weights={"file": "weights.pt"})
+
+
+def pickled_zeros_of_old(model: Path) -> None:
+    pickled_zeros(model, zipped=False)
+
+
+def compressed(model: Path) -> None:
+    """A kilobyte that unpacks to a gigabyte."""
+    meta(model)
+    with (
+        zipfile.ZipFile(model / "weights.pt") as whole,
+        zipfile.ZipFile(model / "packed.pt", "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        for name in set(whole.namelist()) - {"weights/data/0"}:
+            packed.writestr(name, whole.read(name))
+        with packed.open("weights/data/0", "w", force_zip64=True) as into:
+            for _ in range(200):
+                into.write(bytes(10**7))
+    change(model / "model.yaml", weights={"file": "packed.pt"})
+
+
+LARGE = [sparse, huge_header, expanded, meta, pickled_zeros, pickled_zeros_of_old, compressed]
+
+
+@pytest.mark.parametrize("write", LARGE)
 def test_weights_that_are_larger_than_they_may_be(
     write: Callable[[Path], None], tmp_path: Path
 ) -> None:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import io
+import pickletools
+import re
 import warnings
+import zipfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import safetensors
 import safetensors.torch
@@ -15,6 +20,16 @@ from torch import Tensor
 from unet.errors import ModelError, excerpt
 from unet.model.folder import ModelSpec, file_sha256, find_model
 from unet.network.unet import UNet
+
+OLD_PICKLES = 5  # at the start of a file of torch before 1.6: the tensors follow
+STATE_DICT_NAMES = re.compile(
+    r"collections OrderedDict|torch\._utils _rebuild_(tensor_v2|parameter)|torch \w*Storage"
+    r"|torch\.storage \w*Storage"
+)
+
+
+class ObjectsError(ValueError):
+    """A pickle names what no state dict needs."""
 
 
 def load_network(spec: ModelSpec) -> UNet:
@@ -83,7 +98,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         loaded = _load(path)
     except Exception as error:  # an unpickler raises whatever the bytes make of it
         # torch raises pickle.UnpicklingError, whose module this project does not import.
-        if type(error).__name__ == "UnpicklingError":
+        if isinstance(error, ObjectsError) or type(error).__name__ == "UnpicklingError":
             raise ModelError(
                 f"Expected a plain state dict in {path}, got a pickle that holds code or objects, "
                 f"which is never executed. Save it with torch.save(network.state_dict(), path)."
@@ -109,9 +124,36 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def _load(path: Path) -> Any:
     if path.suffix == ".safetensors":
         return safetensors.torch.load_file(path)
+    for name in _names_called(path):
+        if not STATE_DICT_NAMES.fullmatch(name):
+            raise ObjectsError(name)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch, which tells of a damaged file before it fails
         return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _names_called(path: Path) -> Iterator[str]:
+    """What the pickles of a .pt file name. Raises ValueError for a file that unpacks to more.
+
+    Why: torch refuses names that run code, but not bytearray, of any length.
+    """
+    with path.open("rb") as file:
+        if not zipfile.is_zipfile(file):
+            for _ in range(OLD_PICKLES):
+                yield from _names_in(file)
+            return
+        with zipfile.ZipFile(file) as members:
+            if any(member.compress_type != zipfile.ZIP_STORED for member in members.infolist()):
+                raise ValueError("it is compressed, as torch writes none")
+            for name in members.namelist():
+                if name.endswith("data.pkl"):
+                    yield from _names_in(io.BytesIO(members.read(name)))
+
+
+def _names_in(file: IO[bytes]) -> Iterator[str]:
+    for code, argument, _ in pickletools.genops(file):
+        if code.name in ("GLOBAL", "INST"):
+            yield str(argument)
 
 
 def _is_plain(tensor: Tensor) -> bool:
