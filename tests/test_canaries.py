@@ -195,11 +195,16 @@ def test_names_in_files_make_no_files(run_workflow: Workflow, tmp_path: Path) ->
         photometric="minisblack",
         metadata={"axes": "CYX", "Name": evil, "Channel": {"Name": [evil, "/tmp/evil"]}},
     )
-    before = set(files_in(tmp_path))
+    weights = tmp_path / "weights"  # where a link leads
+    model.weights.rename(weights)
+    model.weights.symlink_to(weights)
+    before = files_in(tmp_path)
     image = {"name": "image", "path": str(tmp_path / "i.ome.tif"), "model": str(model.folder)}
     done = run_workflow({"images": [image]}, tmp_path / "a" / "b" / "c" / "run")
     assert done.returncode == 0, done.stderr
-    made = set(files_in(tmp_path)) - before
+    after = files_in(tmp_path)
+    assert before.items() <= after.items(), "what was there is as it was"
+    made = after.keys() - before.keys()
     assert made
     assert all(name.startswith("a/b/c/run/") for name in made)
     assert not any("evil" in name for name in made)

@@ -222,6 +222,16 @@ def make(folder: Path) -> Path:
     return folder
 
 
+def sparse_metadata(name: str) -> Write:
+    def write(folder: Path) -> Path:
+        ome()(folder)
+        with (folder / name).open("r+b") as file:
+            file.truncate(10**11)
+        return folder
+
+    return write
+
+
 def scaled(*scale: Any) -> dict[str, Any]:
     said = [{"type": "scale", "scale": scale}]
     return {"datasets": [{"path": "0", "coordinateTransformations": said}]}
@@ -241,6 +251,12 @@ OME: dict[str, Write] = {
     "transformations that are text": ome(coordinateTransformations="no"),
     "a unit that is a number": ome(axes=[{"name": "y", "unit": 3}, {"name": "x", "unit": []}]),
 }
+
+
+for _name in (".zattrs", ".zgroup"):
+    OME[f"{_name} without end"] = endless_link(ome(), _name)
+    OME[f"{_name} that never come"] = pipe(ome(), _name)
+    OME[f"a sparse {_name}"] = sparse_metadata(_name)
 
 
 @pytest.mark.parametrize("name", ZARR)

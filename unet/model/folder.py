@@ -10,6 +10,7 @@ A plain PyTorch state dict (`weights.pt`) may stand in for the safetensors file;
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import math
 from dataclasses import dataclass
@@ -163,12 +164,19 @@ def file_sha256(path: Path) -> str:
 def _folder(name_or_path: str | Path) -> Path:
     path = Path(name_or_path)
     is_name = isinstance(name_or_path, str) and path.name == name_or_path
-    folder = SHIPPED / path if is_name and (SHIPPED / path).is_dir() else path
-    if not (folder / "model.yaml").is_file():
+    try:
+        folder = SHIPPED / path if is_name and (SHIPPED / path).is_dir() else path
+        is_there = (folder / "model.yaml").is_file()
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        is_there = False
+    if not is_there:
         shipped = ", ".join(sorted(p.name for p in SHIPPED.glob("*/") if p.is_dir())) or "none"
         raise ModelError(
             f"Expected a model's name or the path of a folder with a model.yaml, got "
-            f"{str(name_or_path)!r}. The models that come with the workflow: {shipped}."
+            f"{excerpt(repr(str(name_or_path)))}. The models that come with the workflow: "
+            f"{shipped}."
         )
     return folder.resolve()
 

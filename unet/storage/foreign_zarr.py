@@ -25,6 +25,7 @@ from unet.storage.server import translate_errors
 
 # what zarr raises for missing or damaged metadata and chunks, and for unknown codecs
 DAMAGED = (OSError, ValueError, LookupError, TypeError, RuntimeError, ArithmeticError, MemoryError)
+METADATA = ("zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata")
 MOST_AXES = 8
 MOST_PIXELS = 1 << 50  # of an array; 2 ** 31 of a chunk
 MOST_CHUNK_PIXELS = 1 << 31
@@ -58,14 +59,17 @@ def open_foreign(location: Location, inside: str = "") -> zarr.Array[Any] | zarr
 
 
 def _read_metadata(location: Location, inside: str) -> Any:
-    """The metadata of the node: of version 3, else of version 2, else none."""
-    for name in ("zarr.json", ".zarray"):
-        file = location / inside / name
-        if file.is_file():
-            if file.stat().st_size > MOST_METADATA:
-                raise ValueError(f"{name} has {file.stat().st_size} bytes")
-            return json.loads(file.read_bytes())
-    return {}
+    """The metadata of an array: of version 3, else of version 2, else none."""
+    node = location / inside
+    for name in METADATA:  # Zarr reads each of them whole
+        if isinstance(node, Path) and (node / name).exists() and not (node / name).is_file():
+            raise ValueError(f"{name} is no file")
+        if isinstance(node, Path) and (node / name).is_file():
+            size = (node / name).stat().st_size
+            if size > MOST_METADATA:
+                raise ValueError(f"{name} has {size:,} bytes")
+    file = next((node / name for name in METADATA[:2] if (node / name).is_file()), None)
+    return {} if file is None else json.loads(file.read_bytes())
 
 
 def _problems(metadata: Any) -> Iterator[str]:
