@@ -94,6 +94,17 @@ def test_an_illegal_size_is_refused_with_the_nearest_legal_ones(a, data):
         ({"depth": 0}, "depth of at least 1"),
         ({"kernel": [3, 3, 3]}, "2 numbers"),
         ({"pool": [[2, 2]]}, "4 rows"),
+        *(({"dims": wrong}, "2 or 3 dimensions") for wrong in (2.0, "2", None)),
+        *(
+            ({name: wrong}, f"{name} of at least .* got")
+            for name in ("in_channels", "classes", "width", "depth")
+            for wrong in (4.0, "4", None, [4])
+        ),
+        *(
+            ({name: wrong}, f"Expected {name} as one whole number")
+            for name in ("kernel", "pool")
+            for wrong in (3.0, "33", None, [3.0, 3.0], [None, 3], [["3", "3"]] * 4)
+        ),
     ],
 )
 def test_numbers_that_define_no_network_are_refused(wrong, message):

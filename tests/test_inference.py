@@ -1,5 +1,8 @@
 """The reference in memory, and the arithmetic after the network."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -9,8 +12,10 @@ from hypothesis import strategies as st
 
 import unet
 from unet.errors import ModelError, SourceError
+from unet.model.architecture import Architecture
 from unet.model.classify import decide, with_background
-from unet.network.inference import foreground
+from unet.model.folder import ModelSpec, find_model
+from unet.network.inference import foreground, guess_axes
 
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU here")
 
@@ -66,6 +71,98 @@ def test_axes_may_be_in_any_order(make_model):
     expected = unet.predict(model, image)
     assert np.array_equal(unet.predict(model, np.moveaxis(image, 0, -1)), expected)
     assert np.array_equal(unet.predict(model, image.swapaxes(0, 1), axes="ycx"), expected)
+
+
+@given(
+    st.sampled_from([(2, 1), (2, 3), (3, 1), (3, 2)]),
+    st.lists(st.integers(1, 9), min_size=1, max_size=5),
+)
+def test_axes_that_were_not_given_are_never_chosen_among_several(network, shape):
+    """A last axis as short as the colours of a pixel is a reading, unless it cannot be another."""
+    dims, channels = network
+    spec = model_spec(dims, channels)
+    readings = {
+        axes
+        for axes in ("yx", "zyx", "cyx", "yxc", "czyx", "zyxc")
+        if len(axes) == len(shape) and fits(axes, shape, dims, channels)
+    }
+    if len(readings) == 1:
+        assert {guess_axes(tuple(shape), spec)} == readings
+    else:
+        with pytest.raises(ModelError, match="axes="):
+            guess_axes(tuple(shape), spec)
+
+
+def fits(axes: str, shape: list[int], dims: int, channels: int) -> bool:
+    sizes = dict(zip(axes, shape, strict=True))
+    if axes.endswith("c") and channels == 1:
+        return sizes["c"] <= 4
+    if "c" in axes:
+        return sizes["c"] == channels and len(axes) == dims + 1
+    if axes == "zyx" and dims == 2:
+        return channels == 1 and sizes["z"] > 1  # one plane is one channel, with the same numbers
+    return channels == 1 and len(axes) == dims
+
+
+def model_spec(dims: int, channels: int) -> ModelSpec:
+    return replace(
+        find_model("fluo-nuclei"),
+        architecture=Architecture.of(dims=dims, in_channels=channels),
+        channels=tuple(map(str, range(channels))),
+    )
+
+
+@pytest.mark.parametrize("samples", [1, 2, 3, 4])
+@pytest.mark.parametrize("dims", [2, 3])
+def test_colours_are_not_read_as_planes(make_model, dims, samples):
+    """By a model of one channel; with the axes named, the channel is chosen before."""
+    model = unet.load_model(make_model(dims=dims).folder)
+    image = picture(20, 30, samples)
+    with pytest.raises(ModelError, match=r"'zyx' or 'yxc'.* axes='zyx'.* takes 1 channel"):
+        unet.predict(model, image)
+    assert unet.predict(model, image, axes="zyx").shape == (2, 20, 30, samples)
+    if samples > 1:
+        with pytest.raises(ModelError, match=r"read as 'yxc'.*image\[\.\.\., 0\]"):
+            unet.predict(model, image, axes="yxc")
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("fluo-nuclei", r"the str 'fluo-nuclei'.*unet\.load_model\('fluo-nuclei'\)"),
+        (Path("models/mine"), r"models/mine.*unet\.load_model\("),
+        (find_model("fluo-nuclei"), r"a ModelSpec.*unet\.load_model\("),
+        (None, r"a NoneType.*unet\.load_model\("),
+    ],
+)
+def test_what_is_no_model_is_refused_with_what_to_write(model, message):
+    with pytest.raises(TypeError, match=message):
+        unet.predict(model, np.zeros((30, 40), "u1"))
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        ("data/mine.tif", r"the str 'data/mine\.tif'.*tifffile\.imread"),
+        (Path("data/mine.tif"), r"data/mine\.tif.*tifffile\.imread"),
+        (torch.zeros((30, 40)), r"a Tensor.*numpy\.asarray"),
+        ([[0, 1], [1, 0]], r"a list.*numpy\.asarray"),
+        (None, r"a NoneType.*numpy\.asarray"),
+        (np.zeros((30, 40), "c8"), r"complex64 values.*astype"),
+        (np.full((30, 40), None), r"object values.*astype"),
+        (np.full((30, 40), "1"), r"<U1 values.*astype"),
+    ],
+)
+def test_what_is_no_image_is_refused_with_what_to_write(make_model, image, message):
+    model = unet.load_model(make_model().folder)
+    with pytest.raises(TypeError, match=message):
+        unet.predict(model, image)
+
+
+@pytest.mark.parametrize("name", [3, None, b"fluo-nuclei", find_model("fluo-nuclei")])
+def test_what_names_no_model_is_refused_with_what_to_write(name):
+    with pytest.raises(TypeError, match=r"a model's name or the path of its folder, got a \w+"):
+        unet.load_model(name)
 
 
 @pytest.mark.parametrize(

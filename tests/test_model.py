@@ -2,15 +2,26 @@
 
 import subprocess
 import sys
+import tomllib
 
 import pytest
 import torch
+from conftest import REPOSITORY
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import unet
 from unet.errors import ModelError
 from unet.model.architecture import Architecture
-from unet.network.unet import Conv2d, Conv3d, ConvTranspose2d, ConvTranspose3d, UNet, crop_image
+from unet.network.unet import (
+    RONNEBERGER_2015,
+    Conv2d,
+    Conv3d,
+    ConvTranspose2d,
+    ConvTranspose3d,
+    UNet,
+    crop_image,
+)
 
 
 def test_the_network_of_2015_maps_572_to_388():
@@ -36,6 +47,37 @@ def test_weights_are_drawn_as_he_2015_says():
 def test_an_illegal_size_names_the_legal_ones():
     with pytest.raises(ModelError, match="556 and 572"):
         UNet(Architecture.of(width=1))(torch.zeros((1, 1, 572, 571)))
+
+
+@pytest.mark.parametrize(
+    ("others", "numbers", "got"),
+    [
+        ((3,), {}, "UNet(3)"),
+        ((1, 2), {}, "UNet(1, 2)"),
+        ((), {"in_channels": 3}, "UNet(in_channels=3)"),
+        ((3,), {"n_classes": 2}, "UNet(3, n_classes=2)"),
+        (({"width": 16},), {}, "UNet({'width': 16})"),
+        ((None,), {}, "UNet(None)"),
+        ((RONNEBERGER_2015, 2), {}, "2)"),
+    ],
+)
+def test_numbers_without_an_architecture_are_refused_with_what_to_write(others, numbers, got):
+    with pytest.raises(TypeError) as caught:
+        UNet(*others, **numbers)
+    assert f"{got}. Write" in str(caught.value)
+    assert "UNet(Architecture.of(in_channels=3, classes=2))" in str(caught.value)
+
+
+def test_the_public_names_are_there():
+    """And another network is made from them alone."""
+    assert all(hasattr(unet, name) for name in unet.__all__)
+    network = unet.UNet(unet.Architecture.of(in_channels=3, classes=4, width=1))
+    assert network(torch.zeros((1, 3, 188, 188))).shape == (1, 4, 4, 4)
+
+
+def test_the_version_is_that_of_the_distribution():
+    pyproject = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
+    assert unet.__version__ == pyproject["project"]["version"]
 
 
 def test_crop_image_takes_the_centre():

@@ -70,17 +70,18 @@ class Architecture:
 
         Raises ModelError where the numbers define no network.
         """
-        if dims not in (2, 3):
-            raise ModelError(f"Expected a network of 2 or 3 dimensions, got dims: {dims}.")
+        if not isinstance(dims, int) or dims not in (2, 3):
+            raise ModelError(f"Expected a network of 2 or 3 dimensions, got dims: {dims!r}.")
         for name, value, least, most in (
             ("in_channels", in_channels, 1, MOST_CHANNELS),
             ("classes", classes, 2, MOST_CHANNELS),
             ("width", width, 1, MOST_CHANNELS),
             ("depth", depth, 1, MOST_LEVELS),
         ):
-            if not least <= value <= most:
+            if not isinstance(value, int) or not least <= value <= most:
                 raise ModelError(
-                    f"Expected {name} of at least {least}, at most {most}, got {value}."
+                    f"Expected {name} of at least {least}, at most {most}, as a whole number, got "
+                    f"{excerpt(repr(value))}."
                 )
         kernels = _per_level("kernel", kernel, depth + 1, dims)
         pools = _per_level("pool", pool, depth, dims)
@@ -291,16 +292,17 @@ def _per_level(name: str, value: PerLevel, levels: int, dims: int) -> tuple[Size
     if isinstance(value, int):
         rows: list[Sizes] = [(value,) * dims] * levels
     else:
-        items: list[int | Sequence[int]] = list(value)
+        items = list(value) if isinstance(value, Sequence) else []
         flat = tuple(item for item in items if isinstance(item, int))
-        nested = [tuple(item) for item in items if not isinstance(item, int)]
+        nested = [tuple(item) for item in items if isinstance(item, Sequence)]
         rows = nested if nested and not flat else [flat] * levels
     if len(rows) != levels or not all(
-        len(row) == dims and all(1 <= number <= MOST_PIXELS for number in row) for row in rows
+        len(row) == dims and all(isinstance(n, int) and 1 <= n <= MOST_PIXELS for n in row)
+        for row in rows
     ):
         raise ModelError(
-            f"Expected {name} as one number, {dims} numbers (one per axis), or {levels} rows of "
-            f"{dims} numbers (one row per level), all at least 1 and at most {MOST_PIXELS}; got "
+            f"Expected {name} as one whole number, {dims} numbers (one per axis), or {levels} "
+            f"rows of {dims} numbers (one row per level), all at least 1 and at most {MOST_PIXELS}; got "
             f"{excerpt(value)}."
         )
     return tuple(rows)

@@ -19,8 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from unet.errors import DeviceError, ModelError
-from unet.model.architecture import Architecture
+from unet.errors import DeviceError, ModelError, excerpt
 from unet.model.classify import with_background
 from unet.model.folder import ModelSpec, find_model
 from unet.model.normalisation import summarise
@@ -33,6 +32,7 @@ from unet.planning.lattice import Lattice
 log = logging.getLogger(__name__)
 
 STRIP = 1 << 16  # values that a CPU's cache holds
+MOST_SAMPLES = 4  # of a pixel, such as red, green, blue and alpha
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -208,8 +208,14 @@ class Model:
 def load_model(name_or_path: str | Path) -> Model:
     """Load a shipped model, by name, or any model folder, by path.
 
-    Raises ModelError where the folder or its weights are missing, damaged or contradictory.
+    Raises ModelError where the folder or its weights are missing, damaged or contradictory, and
+    TypeError for what is neither a name nor a path.
     """
+    if not isinstance(name_or_path, str | Path):
+        raise TypeError(
+            f"Expected a model's name or the path of its folder, got {_kind(name_or_path)}. Write "
+            f"for instance unet.load_model('fluo-nuclei')."
+        )
     spec = find_model(name_or_path)
     return Model(spec, load_network(spec))
 
@@ -224,17 +230,15 @@ def predict(
     image  (Y, X), (C, Y, X), (Z, Y, X) or (C, Z, Y, X), by the model's channels and dimensions,
            or (Y, X, C) where only that fits; name any other order by `axes`, such as "tzyx"
     Returns (classes, [T,] [Z,] Y, X) float32; the classes of a pixel sum to 1.
-    Raises ModelError where the image does not fit the model, SourceError for NaN.
+    Raises ModelError where the image does not fit the model, or may be read in two ways,
+    SourceError for NaN, and TypeError for a name or a path in the place of a model or an image.
     """
+    _refuse_kinds(model, image)
     architecture = model.spec.architecture
-    axes = axes or _guess_axes(image.shape, architecture)
+    axes = axes or guess_axes(image.shape, model.spec)
     pixels = _five_axes(image, axes)  #                            (T, C, Z, Y, X)
     if pixels.shape[1] != architecture.in_channels or pixels.size == 0:
-        raise ModelError(
-            f"Expected an image with the {architecture.in_channels} channels "
-            f"{model.spec.channels}, got the shape {image.shape} read as {axes!r}. Name the axes, "
-            f"for instance axes='yxc'."
-        )
+        raise _no_fit(image.shape, f" read as {axes!r}", model.spec)
     normalisation = model.spec.normalisation
     channels = np.moveaxis(pixels, 1, 0)
     affine = normalisation.affine(summarise(channels, normalisation.percentiles))
@@ -253,13 +257,76 @@ def predict(
     return result.reshape([-1, *(image.shape[axes.index(a)] for a in GRID if a in axes)])
 
 
-def _guess_axes(shape: Sizes, architecture: Architecture) -> str:
-    spatial = "zyx"[-architecture.dims :]
-    if len(shape) == len(spatial):
-        return spatial
-    if shape[0] == architecture.in_channels or architecture.dims == 3:
-        return "c" + spatial
-    return "yxc" if shape[-1] == architecture.in_channels > 1 else "zyx"
+def _refuse_kinds(model: object, image: object) -> None:
+    """Raise TypeError, with what to write, for a name, a path or another library's array."""
+    if not isinstance(model, Model):
+        raise TypeError(
+            f"Expected a model that unet.load_model returns, got {_kind(model)}. Write for "
+            f"instance unet.predict(unet.load_model('fluo-nuclei'), image)."
+        )
+    if isinstance(image, str | Path):
+        raise TypeError(
+            f"Expected the pixels of an image, got {_kind(image)}. Read the file first, for "
+            f"instance by tifffile.imread(path), or let the workflow read it."
+        )
+    if not isinstance(image, np.ndarray):
+        raise TypeError(
+            f"Expected the pixels of an image as a NumPy array, got {_kind(image)}. Convert them "
+            f"by numpy.asarray(image)."
+        )
+    if image.dtype.kind not in "buif":
+        raise TypeError(
+            f"Expected the pixels of an image to be booleans, integers or floats, got "
+            f"{image.dtype} values. Convert them, for instance by image.astype('float32')."
+        )
+
+
+def _kind(value: object) -> str:
+    kind = type(value).__name__
+    return f"the {kind} {excerpt(repr(value))}" if isinstance(value, str | Path) else f"a {kind}"
+
+
+def guess_axes(shape: Sizes, spec: ModelSpec) -> str:
+    """The axes that a shape must have. Raises ModelError where two readings or none are left.
+
+    Why a short last axis is asked for: colours that are read as pixels of many narrow planes end in
+    a mask that looks like nothing, and in no error.
+    """
+    rank, dims, channels = len(shape), spec.architecture.dims, spec.architecture.in_channels
+    readings = []
+    if rank == dims + 1 and shape[0] == channels:
+        readings.append("c" + "zyx"[-dims:])
+    elif channels == 1 and rank in (dims, 3):
+        readings.append("zyx"[-rank:])
+    if (rank == dims + 1 and shape[-1] == channels > 1) or (
+        channels == 1 and rank in (3, 4) and shape[-1] <= MOST_SAMPLES
+    ):
+        readings.append("zyxc"[-rank:])
+    if len(readings) > 1:
+        raise ModelError(
+            f"Expected to know the axes of an image of shape {shape}, which may be "
+            f"{' or '.join(map(repr, readings))}, where c is channels, such as colours. Name its "
+            f"axes, for instance axes={readings[0]!r}. {_advice_on_channels(spec)}"
+        )
+    if not readings:
+        raise _no_fit(shape, "", spec)
+    return readings[0]
+
+
+def _no_fit(shape: Sizes, reading: str, spec: ModelSpec) -> ModelError:
+    return ModelError(
+        f"Expected an image that fits the model {spec.name}, got the shape {shape}{reading}. Name "
+        f"the axes, for instance axes='yxc'. {_advice_on_channels(spec)}"
+    )
+
+
+def _advice_on_channels(spec: ModelSpec) -> str:
+    count = spec.architecture.in_channels
+    plural, chosen = ("", "0") if count == 1 else ("s", f":{count}")
+    return (
+        f"The model takes {count} channel{plural} ({', '.join(spec.channels)}): leave out the "
+        f"others, for instance image[..., {chosen}] where the last axis is channels."
+    )
 
 
 def _five_axes(image: NDArray[np.generic], axes: str) -> NDArray[np.generic]:

@@ -10,12 +10,14 @@ does 2D and 3D, any width and depth, and anisotropic kernels and pools.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
+from typing import Never
 
 import torch
 from torch import Tensor, nn
 
+from unet.errors import excerpt
 from unet.model.architecture import Architecture
 
 RONNEBERGER_2015 = Architecture.of()
@@ -110,9 +112,13 @@ class UNet(nn.Module):
     256 -> 512 -> 1024 channels and back, 572 x 572 -> 388 x 388. Any other network is made of its
     numbers: `UNet(Architecture.of(in_channels=3, classes=4))`. Input sizes that it cannot pool
     evenly raise ModelError with the nearest legal sizes; `architecture` knows them beforehand.
+    Raises TypeError, with what to write, for numbers that are not in an architecture.
     """
 
-    def __init__(self, architecture: Architecture = RONNEBERGER_2015) -> None:
+    def __init__(
+        self, architecture: Architecture = RONNEBERGER_2015, *others: Never, **numbers: Never
+    ) -> None:
+        _refuse_numbers(architecture, others, numbers)
         super().__init__()
         self.architecture = a = architecture
         widths = [a.width << level for level in range(a.depth + 1)]
@@ -158,6 +164,22 @@ class UNet(nn.Module):
                 x = layer(x)  #                                    (1,  512,  52,  52), ...
         logits: Tensor = self.head(x)  #                           (1,    2, 388, 388)
         return logits
+
+
+def _refuse_numbers(
+    architecture: object, others: Sequence[object], numbers: Mapping[str, object]
+) -> None:
+    """Raise TypeError for `UNet(3)` and `UNet(in_channels=3)`, which other U-Nets accept."""
+    if isinstance(architecture, Architecture) and not others and not numbers:
+        return
+    first = () if architecture is RONNEBERGER_2015 else (architecture,)
+    got = ", ".join(
+        [*map(repr, (*first, *others)), *(f"{name}={value!r}" for name, value in numbers.items())]
+    )
+    raise TypeError(
+        f"Expected UNet() or UNet(architecture), got UNet({excerpt(got)}). Write for instance "
+        f"UNet(Architecture.of(in_channels=3, classes=2)), with `from unet import Architecture`."
+    )
 
 
 def he_initialise(module: nn.Module) -> None:
