@@ -302,7 +302,7 @@ def _per_level(name: str, value: PerLevel, levels: int, dims: int) -> tuple[Size
     ):
         raise ModelError(
             f"Expected {name} as one whole number, {dims} numbers (one per axis), or {levels} "
-            f"rows of {dims} numbers (one row per level), all at least 1 and at most {MOST_PIXELS}; got "
-            f"{excerpt(value)}."
+            f"rows of {dims} numbers (one row per level), all at least 1 and at most "
+            f"{MOST_PIXELS}; got {excerpt(value)}."
         )
     return tuple(rows)
