@@ -162,7 +162,7 @@ IMAGES: dict[str, tuple[Writer, str]] = {
     ),
     "damaged Zarr": (damaged_zarr, r"readable chunks in .*image\.zarr.* one is damaged"),
     "complex": (npy(np.zeros((9, 9), "c8")), "holds complex64 values; expected booleans, integers"),
-    "unknown axes": (tiff(picture(3, 9, 9), **PAGES), "does not say what its axis 'I' .* Set axes"),
+    "unknown axes": (tiff(picture(3, 9, 9), **PAGES), r"its dimension of length 3 is: .* Set axes"),
     "missing path": (lambda folder: folder / "no.tif", r"no\.tif does not exist.* misspelt"),
     "inside a file": (lambda folder: file("a", b"")(folder) / "b", "does not exist"),
     "empty folder": (lambda folder: folder, "holds neither Zarr metadata nor TIFF"),
@@ -176,7 +176,8 @@ def test_a_bad_image(name: str, workspace: Workspace, machines: Machines, tmp_pa
     (tmp_path / "images").mkdir()
     source = SourceSpec(str(write(tmp_path / "images")))
     before = files_in(workspace.root)
-    kind = "StoreError" if name == "damaged Zarr" else "SourceError"
+    kinds = {"damaged Zarr": "StoreError", "unknown axes": "AxesError"}
+    kind = kinds.get(name, "SourceError")
     assert_refused(lambda: ingest.run(source, workspace, machines), kind, message, tmp_path / "log")
     assert_kept(before, workspace.root)
 

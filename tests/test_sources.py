@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -276,6 +277,20 @@ def test_real_zarr_versions_agree(name: str) -> None:
         np.testing.assert_array_equal(whole(old), whole(new))
         assert old.channel_names == new.channel_names
         assert old.axes == new.axes
+
+
+@pytest.mark.parametrize(
+    ("axes", "told"), [(None, "z planes"), ("tyx", "time points"), ("cyx", "channels")]
+)
+def test_separate_files_are_told_as_what_they_are_read(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, axes: str | None, told: str
+) -> None:
+    """Else three images become one stack, and nobody is told."""
+    for number in range(3):
+        tifffile.imwrite(tmp_path / f"{number}.tif", noise(8, 9))
+    with caplog.at_level(logging.INFO, "unet"):
+        opened(tmp_path, axes=axes)
+    assert caplog.messages == [f"{tmp_path}: 3 files are read as {told} of one image"]
 
 
 def test_real_stack() -> None:

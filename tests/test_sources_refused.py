@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import tifffile
 import zarr
 from reading import noise, opened, write_ome_zarr
 
-from unet.errors import SourceError
+from unet.errors import AxesError, SourceError
 from unet.planning.geometry import Box
 from unet.sources import open_source
 from unet.sources.base import SourceSpec
@@ -127,17 +128,21 @@ BAD: dict[str, tuple[Callable[[Path], str], dict[str, Any], str]] = {
     "axis twice": (array((2, 4, 4)), {"axes": "yyx"}, "are not understood"),
     "unknown axis": (array((2, 4, 4)), {"axes": "qyx"}, "are not understood"),
     "no plane": (array((2, 4, 4)), {"axes": "tzy"}, "are not understood"),
-    "tiff without axes": (tiff(noise(3, 8, 8), **PLANES), {}, "does not say what its axis 'I'"),
+    "tiff without axes": (
+        tiff(noise(3, 8, 8), **PLANES),
+        {},
+        r"does not say what its dimension of length 3 is: planes \(z\)",
+    ),
     "too many tiff axes": (
         tiff(noise(3, 8, 8), **PLANES),
         {"axes": "tczyx"},
-        r"axes 'tczyx' name 5 dimensions, but the image has 'IYX' of shape \(3, 8, 8\)",
+        r"axes 'tczyx' name 5 dimensions, but the image has 3, of shape \(3, 8, 8\)",
     ),
     "xyz": (tiff(noise(3, 8, 8), **PLANES), {"axes": "xyz"}, "In TIFF each plane is y, x"),
     "rgb as z": (
         tiff(noise(8, 8, 3), photometric="rgb"),
         {"axes": "zyx"},
-        "axes 'zyx' do not fit its dimensions",
+        "axes 'zyx' do not fit its shape",
     ),
     "png axes": (
         file("i.png", imagecodecs.png_encode(noise(8, 8, 3))),
@@ -191,6 +196,48 @@ def test_what_cannot_be_read_is_refused_in_a_sentence(tmp_path: Path, name: str)
         opened(path, **options)
     assert path in str(caught.value)
     assert re.search(r"[.)]$", str(caught.value))
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 9), (2, 3, 8, 9), (2, 3, 4, 8, 9), (5, 8, 9, 3)])
+def test_unknown_axes_are_asked_for_in_plain_words_and_the_example_fits(tmp_path, shape):
+    """Not in the letters of a library, such as Q or I."""
+    colours = {"photometric": "rgb" if shape[-1] == 3 else "minisblack"}
+    path = tiff(noise(*shape), **colours)(tmp_path)
+    with pytest.raises(AxesError, match=r"planes \(z\), time points \(t\) or channels") as caught:
+        opened(path)
+    told = str(caught.value).removeprefix(path)
+    assert re.findall(r"\b[A-Z]+\b|tifffile", told) == []
+    example = re.findall(r"'([a-z]+)'", told)
+    assert len(example) == 1
+    assert set(opened(path, axes=example[0]).axes) == set(example[0].replace("s", "c"))
+
+
+@pytest.mark.parametrize("suffix", ["tif", "png"])
+def test_axes_of_separate_files_are_read_or_told_as_they_were_given(tmp_path, suffix):
+    """Whatever they are: a message about a part of them, for one file, would be a riddle."""
+    for number in range(3):
+        file = tmp_path / f"{number}.{suffix}"
+        if suffix == "tif":
+            tifffile.imwrite(file, noise(8, 9))
+        else:
+            file.write_bytes(imagecodecs.png_encode(noise(8, 9)))
+    along = {"z", "t", "c"}
+    for length in range(1, 5):
+        for axes in map("".join, permutations("tczyxs", length)):
+            if axes in along or (axes[0] in along and axes[1:] == "yx"):
+                assert set(opened(tmp_path, axes=axes).axes) == {axes[0], "y", "x"}
+                continue
+            with pytest.raises(AxesError, match="along the files") as caught:
+                opened(tmp_path, axes=axes)
+            assert f"{tmp_path}" in str(caught.value)
+            assert f"axes {axes!r}" in str(caught.value)
+
+
+@pytest.mark.parametrize("axes", ["yx", "xy", "yxs"])
+def test_separate_images_are_told_where_to_go(tmp_path, axes):
+    tifffile.imwrite(tmp_path / "a.tif", noise(8, 9))
+    with pytest.raises(AxesError, match=r"an entry each in `images`: see docs/formats\.md"):
+        opened(tmp_path / "*.tif", axes=axes)
 
 
 def test_a_box_outside_the_image_is_a_bug(tmp_path: Path) -> None:

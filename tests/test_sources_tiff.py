@@ -116,7 +116,7 @@ def test_separate_pages_need_axes(tmp_path: Path, ome: bool) -> None:
             SourceSpec(str(path), axes="tyx" if ome else "zyx"),
             as_5d(image, "tyx" if ome else "zyx"),
         )
-        with pytest.raises(SourceError, match="does not say what its axis"):
+        with pytest.raises(SourceError, match="does not say what its dimension of length 5 is"):
             opened(path)
 
 

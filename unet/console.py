@@ -10,7 +10,19 @@ from contextlib import contextmanager
 from unet.errors import to_user_error
 
 INTERRUPTED = 130  # the exit status of a program that Ctrl-C ended
-FORMAT = "%(asctime)s %(message)s"
+
+
+class MessageFormatter(logging.Formatter):
+    """The time and the message. A warning says that it is one, since the run goes on after it."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(message)s", datefmt="%H:%M:%S")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        """The line of one record."""
+        if record.levelno == logging.WARNING:
+            record.message = f"WARNING: {record.message}"
+        return super().formatMessage(record)
 
 
 @contextmanager
@@ -25,7 +37,7 @@ def report_to(log_file: str) -> Iterator[None]:
         logging.FileHandler(log_file, mode="a", encoding="utf-8"),
     ]
     for handler in handlers:
-        handler.setFormatter(logging.Formatter(FORMAT, datefmt="%H:%M:%S"))
+        handler.setFormatter(MessageFormatter())
     log = logging.getLogger("unet")
     log.setLevel(logging.INFO)
     before, log.handlers[:] = log.handlers[:], handlers

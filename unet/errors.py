@@ -52,6 +52,10 @@ class SourceError(UserError, ValueError):
     """An input image cannot be read, or does not say what has to be known about it."""
 
 
+class AxesError(SourceError):
+    """The axes of the configuration do not fit an image, or it does not say which it has."""
+
+
 class ModelError(UserError, ValueError):
     """A model folder or its weights are missing, damaged, or do not fit the image."""
 

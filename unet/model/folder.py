@@ -26,6 +26,7 @@ from unet.yaml_file import read_yaml
 
 SHIPPED = Path(__file__).resolve().parent.parent / "shipped_models"
 SCHEMA = Path(__file__).resolve().with_name("model.schema.yaml")
+COLOURS = ("red", "green", "blue")
 MOST_PROBLEMS = 5
 LARGEST_VALUE = 8  # bytes of one weight
 SLACK_BYTES = 1 << 24  # of a file, for the names and shapes of its tensors
@@ -64,15 +65,24 @@ class ModelSpec:
         count = self.architecture.in_channels
         if len(names) == count:
             return
-        advice = (
-            f"Choose them with `channels`, for example `channels: [{', '.join(names[:count])}]`"
-            if len(names) > count
-            else "Choose another model: channels that are not in the image cannot be made up"
-        )
         raise ModelError(
             f"Expected an image with {count} channels ({', '.join(self.channels)}) for the model "
-            f"{self.name}, got {len(names)} ({', '.join(names)}) in {path}. {advice}."
+            f"{self.name}, got {len(names)} ({', '.join(names)}) in {path}. "
+            f"{self._advice_on_channels(names)}"
         )
+
+    def _advice_on_channels(self, names: tuple[str, ...]) -> str:
+        count = self.architecture.in_channels
+        if len(names) < count:
+            return "Choose another model: channels that are not in the image cannot be made up."
+        chosen = self.channels if set(self.channels) <= set(names) else names[:count]
+        advice = f"Choose them with `channels`, for example `channels: [{', '.join(chosen)}]`."
+        if count == 1 and set(COLOURS) <= set(names):
+            advice += (
+                f" Of a stained section, such as H&E, one colour is not enough: choose a model for "
+                f"{', '.join(COLOURS)} instead, such as {' or '.join(_shipped_for(COLOURS))}."
+            )
+        return advice
 
     def refuse_plane(self, zyx: tuple[int, ...], path: str) -> None:
         """Raise ModelError if a 3D network is for an image of one plane."""
@@ -81,6 +91,12 @@ class ModelSpec:
                 f"Expected a stack for the 3D model {self.name}, got a single plane of shape "
                 f"{zyx[1:]} in {path}. Choose a 2D model, or name the axes with `axes`."
             )
+
+
+def _shipped_for(channels: tuple[str, ...]) -> list[str]:
+    """The names of the shipped models that take these channels."""
+    folders = sorted(path for path in SHIPPED.iterdir() if (path / "model.yaml").is_file())
+    return [f.name for f in folders if tuple(_read_description(f).get("channels", ())) == channels]
 
 
 def find_model(name_or_path: str | Path) -> ModelSpec:

@@ -135,7 +135,7 @@ def _files_at(path: str, location: Location) -> list[str]:
         )
     raise SourceError(
         f"{path} does not exist. The path is probably misspelt, or relative to another folder than "
-        f"{Path.cwd()}; correct it in the configuration."
+        f"{Path.cwd()}. Correct it."
     )
 
 

@@ -18,7 +18,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from unet.errors import SourceError
+from unet.errors import AxesError, SourceError
 from unet.planning.axes import ORDER, Sizes
 from unet.planning.channel_selection import ChannelSelection
 from unet.planning.geometry import Box
@@ -151,7 +151,7 @@ def check_axes(path: str, axes: str, shape: Sizes) -> None:
     """Raise SourceError for axes that do not name each dimension once, or do not name y and x."""
     letters = axes.replace(UNUSED, "")
     if len(axes) != len(shape):
-        raise SourceError(
+        raise AxesError(
             f"{path}: axes {axes!r} name {len(axes)} dimensions, but the image has {len(shape)} "
             f"{shape}. Set axes in the configuration to one letter per dimension, such as 'zyx'."
         )
@@ -160,7 +160,7 @@ def check_axes(path: str, axes: str, shape: Sizes) -> None:
         or len(set(letters)) != len(letters)
         or not set("yx") <= set(letters)
     ):
-        raise SourceError(
+        raise AxesError(
             f"{path}: axes {axes!r} are not understood for shape {shape}: expected each of "
             "t, c, z, y, x, s at most once, and y and x among them. Set axes in the configuration."
         )
@@ -209,7 +209,7 @@ def choose_axes(spec: SourceSpec, shape: Sizes, file_axes: str | None = None) ->
     """The axes of an array: those of the spec, else those of the file, else "yx" if it has two."""
     axes = spec.axes or file_axes or ("yx" if len(shape) == 2 else None)
     if axes is None:
-        raise SourceError(
+        raise AxesError(
             f"{spec.path} has {len(shape)} dimensions {shape} and does not say which is which. Set "
             "axes in the configuration to one letter per dimension, such as 'zyx' or 'tyx'."
         )

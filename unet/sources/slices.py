@@ -7,6 +7,7 @@ error then names it. A file is closed after each read, so that a worker never ha
 
 from __future__ import annotations
 
+import logging
 import struct
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,13 +16,16 @@ import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 
-from unet.errors import SourceError
+from unet.errors import AxesError, SourceError
 from unet.planning.axes import Sizes
 from unet.sources.base import SourceSpec
 from unet.sources.image import UNUSED, RawImage, refuse_large
 from unet.sources.levels import only_level
 from unet.storage.location import locate
 
+log = logging.getLogger(__name__)
+
+ALONG = {"z": "z planes", "t": "time points", "c": "channels"}
 PNG, PNG_SAMPLES = b"\x89PNG", {0: 1, 2: 3, 3: 4, 4: 2, 6: 4}  # of a pixel, by kind of colour
 JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # markers before its sizes
 MARKER = 0xFF
@@ -122,21 +126,44 @@ class StackPixels:
 
 
 def open_stack(spec: SourceSpec, files: list[str], open_slice: OpenSlice) -> RawImage:
-    """The stack of `files`, along z, or along the first axis of the spec."""
+    """The stack of `files`, along z, or along the first axis of the spec.
+
+    Raises AxesError where the axes name none along the files, or do not fit a file.
+    """
     along = spec.axes[0] if spec.axes else "z"
     inner = spec.axes[1:] or None if spec.axes else None
+    if along not in ALONG:
+        raise AxesError(
+            f"{spec.path} is {len(files)} files, which are read as one stack, and its axes "
+            f"{spec.axes!r} do not begin with one along the files. Begin with z for planes, t for "
+            f"time points or c for channels, such as 'zyx'. Separate images need an entry each in "
+            f"`images`: see docs/formats.md."
+        )
     specs = [replace(spec, path=path, axes=inner, channels=None) for path in files]
-    first = open_slice(specs[0])
+    first = _open_first(spec, specs[0], open_slice)
     first.pixels.close()
     if along in first.axes or (inner is None and set(first.axes) - set("yxs" + UNUSED)):
-        raise SourceError(
+        raise AxesError(
             f"{files[0]} is the first slice of the stack {spec.path}, and has axes "
             f"{first.axes.replace(UNUSED, '')!r} of its own, so it is no slice along {along!r}. "
             "Set axes in the configuration, the axis along the files first, such as 'tzyx'."
         )
+    log.info("%s: %d files are read as %s of one image", spec.path, len(files), ALONG[along])
     names = first.channel_names if along != "c" else ()
     pixels = StackPixels(specs, open_slice, first)
     return RawImage(pixels, along + first.axes, _sizes(spec, first), names)
+
+
+def _open_first(spec: SourceSpec, first: SourceSpec, open_slice: OpenSlice) -> RawImage:
+    try:
+        return open_slice(first)
+    except AxesError as error:
+        if spec.axes is None:
+            raise
+        raise AxesError(
+            f"{spec.path}: of its axes {spec.axes!r} the first is along the files, so "
+            f"{first.axes!r} are those of each file, which they do not fit. {error}"
+        ) from error
 
 
 def open_raster(spec: SourceSpec) -> RawImage:
@@ -144,7 +171,7 @@ def open_raster(spec: SourceSpec) -> RawImage:
     pixels = RasterPixels(spec.path)
     axes = "yx" if len(pixels.shape) == 2 else "yxs"
     if spec.axes not in (None, axes, axes.replace("s", "c")):
-        raise SourceError(
+        raise AxesError(
             f"{spec.path}: axes {spec.axes!r} do not fit a PNG or JPEG image of shape "
             f"{pixels.shape}, whose axes are {axes!r}. Remove axes from the configuration, or put "
             "the axis along the files before these if it is a stack."

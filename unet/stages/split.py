@@ -17,6 +17,7 @@ from unet.planning.image import ImageRef
 from unet.planning.options import SplitOptions
 from unet.planning.plan import Plan, make_plan
 from unet.planning.result_layout import bytes_to_write
+from unet.quantities import with_prefix
 from unet.stages.manifests import IngestManifest
 from unet.stages.probabilities import create_probabilities
 from unet.storage.disk_space import refuse_full_disk
@@ -33,7 +34,7 @@ def run(workspace: Workspace, model: str, options: SplitOptions, slabs: int) -> 
     """Plan one image and write the plan. Raises ModelError and PlanError."""
     ingested = read_manifest(workspace.manifest("ingest"), IngestManifest)
     spec = find_model(model)
-    _check_fit(ingested.image, spec)
+    _check_fit(workspace.name, ingested.image, spec)
     refuse_changed(ingested.image)
     counts = np.load(workspace.root / ingested.histograms, allow_pickle=False)
     percentiles = spec.normalisation.percentiles
@@ -67,26 +68,38 @@ def describe(plan: Plan) -> str:
     """The plan in one sentence, for the log."""
     return (
         f"{plan.blocks} blocks of {plan.block} in {plan.slabs} slabs, {plan.windows} windows of "
-        f"core {plan.core}, {plan.flop / 1e9:,.0f} GFLOP; a worker holds "
-        f"{plan.worker_bytes / 1e9:.2f} GB, of that on its device {plan.device_bytes / 1e9:.2f} GB"
-        f"; the result has at most {plan.result.files} files and {plan.result.bytes / 1e9:.2f} GB, "
-        f"and the probabilities {plan.probabilities_bytes / 1e9:.2f} GB, before compression"
+        f"core {plan.core}, {with_prefix(plan.flop, 'FLOP')}; a worker holds "
+        f"{with_prefix(plan.worker_bytes, 'B')}, of that on its device "
+        f"{with_prefix(plan.device_bytes, 'B')}; the result has at most {plan.result.files} files "
+        f"and {with_prefix(plan.result.bytes, 'B')}, and the probabilities "
+        f"{with_prefix(plan.probabilities_bytes, 'B')}, before compression"
     )
 
 
-def _check_fit(image: ImageRef, spec: ModelSpec) -> None:
+def scale_warning(actual: float | None, model: ModelSpec) -> str | None:
+    """What to tell of an image's pixel size in x, in micrometres; None where it fits the model."""
+    expected = model.pixel_size
+    if not expected:
+        return None
+    if not actual:
+        return (
+            f"the pixel size is unknown, and the model {model.name} was trained on {expected:.4g} "
+            f"um: make sure that the objects look as large as there, or set `pixel_size`."
+        )
+    if 1 / ODD_SCALE < actual / expected < ODD_SCALE:
+        return None
+    ratio, look = max((actual / expected, "smaller"), (expected / actual, "larger"))
+    times = f"{ratio:.2g}" if ratio < 10 else f"{ratio:,.0f}"
+    return (
+        f"the pixels are of {actual:.4g} um, but the model {model.name} was trained on "
+        f"{expected:.4g} um: the objects look {times} times {look} than there. Choose another "
+        f"level or another model, or set `pixel_size` if what the file says of it is wrong."
+    )
+
+
+def _check_fit(name: str, image: ImageRef, spec: ModelSpec) -> None:
     spec.refuse_channels(image.channel_names, image.store)
     spec.refuse_plane(image.shape[1:], image.store)
-    expected, actual = spec.pixel_size, image.pixel_size.get("x")
-    if expected and not actual:
-        log.warning(
-            "the image's pixel size is unknown, and the model %s was trained on %.3f um: make sure "
-            "that its objects look as large, or set `pixel_size`.",
-            *(spec.name, expected),
-        )
-    if expected and actual and not 1 / ODD_SCALE < actual / expected < ODD_SCALE:
-        log.warning(
-            "the image has pixels of %.3f um, but the model %s was trained on %.3f um: its objects "
-            "look %.1f times as large. Choose another level, or another model.",
-            *(actual, spec.name, expected, expected / actual),
-        )
+    told = scale_warning(image.pixel_size.get("x"), spec)
+    if told:
+        log.warning("%s: %s", name, told)

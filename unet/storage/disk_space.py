@@ -11,6 +11,7 @@ import logging
 import shutil
 
 from unet.errors import RunError
+from unet.quantities import with_prefix
 from unet.storage.location import Location, RemotePath
 
 log = logging.getLogger(__name__)
@@ -34,8 +35,8 @@ def refuse_full_disk(folder: Location, needed: int, what: str) -> None:
     if free >= needed:
         return
     comparison = (
-        f"{what} need {needed / 1e9:.3g} GB before they are compressed, and the disk of {nearest} "
-        f"has {free / 1e9:.3g} GB free"
+        f"{what} need {with_prefix(needed, 'B')} before they are compressed, and the disk of "
+        f"{nearest} has {with_prefix(free, 'B')} free"
     )
     if free * LEAST_SHARE < needed:
         raise RunError(

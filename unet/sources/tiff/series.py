@@ -14,10 +14,11 @@ from xml.etree import ElementTree
 
 import tifffile
 
-from unet.errors import SourceError, excerpt
+from unet.errors import AxesError, SourceError, excerpt
+from unet.planning.axes import Sizes
 from unet.sources.base import SourceSpec
 from unet.sources.file import path_or_stream
-from unet.sources.image import UNUSED, RawImage
+from unet.sources.image import FILE_ORDER, UNUSED, RawImage
 from unet.sources.levels import choose_level, level_factor
 from unet.sources.tiff import metadata
 from unet.sources.tiff.pixels import DAMAGED, open_level
@@ -191,33 +192,45 @@ def _file_axes(spec: SourceSpec, level: tifffile.TiffPageSeries) -> str:
     if spec.axes is None:
         unknown = [a for a in short if a not in "tczyxs" + UNUSED]
         if unknown:
-            raise SourceError(
-                f"{spec.path} has shape {level.get_shape(True)} and does not say what its axis "
-                f"{unknown[0].upper()!r} of tifffile's {level.get_axes(True)!r} is. Set axes in "
-                "the configuration to one letter per dimension, such as 'zyx' or 'cyx'."
-            )
+            raise _unknown_axes(spec.path, level.get_axes(True).lower(), level.get_shape(True))
         return short
     # The spec may leave out no dimension, those of length 1 but y and x, or all of length 1.
     for pattern in (short, letters, "".join(UNUSED if n == 1 else "k" for n in shape)):
         if len(pattern.replace(UNUSED, "")) == len(spec.axes):
             spec_axes = iter(spec.axes)
             axes = "".join(a if a == UNUSED else next(spec_axes) for a in pattern)
-            _check_planes(spec, axes, letters)
+            _check_planes(spec, axes, letters, level.get_shape(True))
             return axes
-    raise SourceError(
+    raise AxesError(
         f"{spec.path}: axes {spec.axes!r} name {len(spec.axes)} dimensions, but the image has "
-        f"{level.get_axes(True)!r} of shape {level.get_shape(True)}. Set axes in the configuration "
-        "to one letter for each of these."
+        f"{len(level.get_shape(True))}, of shape {level.get_shape(True)}. Set axes in the "
+        "configuration to one letter for each of these, in this order."
     )
 
 
-def _check_planes(spec: SourceSpec, axes: str, letters: str) -> None:
+def _unknown_axes(path: str, axes: str, shape: Sizes) -> AxesError:
+    """Why not in tifffile's letters: Q or I means nothing to who has the image.
+
+    axes  of tifffile, small, of the dimensions longer than 1; letters of other meaning are unknown
+    """
+    lengths = [n for axis, n in zip(axes, shape, strict=True) if axis not in FILE_ORDER]
+    free = [axis for axis in "ztc" if axis not in axes][: len(lengths)]
+    letters = iter(sorted(free, key=FILE_ORDER.index))
+    example = "".join(axis if axis in FILE_ORDER else next(letters, "t") for axis in axes)
+    return AxesError(
+        f"{path} has the shape {shape} and does not say what its dimension of length {lengths[0]} "
+        "is: planes (z), time points (t) or channels (c). Set axes in the configuration to one "
+        f"letter for each dimension, in this order, such as {example!r}."
+    )
+
+
+def _check_planes(spec: SourceSpec, axes: str, letters: str, shape: Sizes) -> None:
     """Raise SourceError unless each plane is y, x and its samples, as in every TIFF."""
     for letter, axis in zip(letters, axes, strict=True):
         allowed = {"Y": "y", "X": "x", "S": "sc" + UNUSED}.get(letter)
         if (allowed is None and axis in "yxs") or (allowed is not None and axis not in allowed):
-            raise SourceError(
-                f"{spec.path}: axes {spec.axes!r} do not fit its dimensions {letters!r}. In TIFF "
-                "each plane is y, x, and s its samples (red, green, blue); the axes lie in the "
-                "order of the file, such as 'zyx' or 'zyxs'."
+            raise AxesError(
+                f"{spec.path}: axes {spec.axes!r} do not fit its shape {shape}. In TIFF each plane "
+                "is y, x, and s its samples (red, green, blue); the axes lie in the order of the "
+                "file, such as 'zyx' or 'zyxs'."
             )
