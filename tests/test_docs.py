@@ -17,11 +17,13 @@ import ast
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -206,6 +208,23 @@ def test_a_command_that_hides_is_found(text):
     assert len(hidden_commands(text)) == 1
 
 
+def swallowed_targets(command: str) -> list[str]:
+    """The words that Snakemake would take for more files of `--configfile`: targets, above all."""
+    words = shlex.split(command)
+    after = [words[at + 2 :] for at, word in enumerate(words) if word == "--configfile"]
+    return [word for rest in after for word in takewhile(lambda w: not w.startswith("-"), rest)]
+
+
+@pytest.mark.parametrize("block", SHELL_BLOCKS, ids=str)
+def test_no_target_stands_where_it_is_taken_for_a_configuration(block):
+    assert [word for command in block.commands for word in swallowed_targets(command)] == []
+
+
+def test_a_target_that_is_taken_for_a_configuration_is_found():
+    assert swallowed_targets("snakemake --configfile my.yaml verify --cores 8") == ["verify"]
+    assert swallowed_targets("snakemake verify --configfile my.yaml") == []
+
+
 # --- What is run here ---------------------------------------------------------------------------
 
 
@@ -217,24 +236,44 @@ class Clone:
 
     def run(self, script: str) -> subprocess.CompletedProcess[str]:
         """Run commands as a reader does who works in the clone."""
-        dropped = ("PYTHONWARNINGS", "SNAKEMAKE_PROFILE", "DASK_SCHEDULER_ADDRESS")
-        kept = {key: value for key, value in os.environ.items() if key not in dropped}
-        search = f"{Path(sys.executable).parent}{os.pathsep}{kept['PATH']}"
-        cache = str(self.folder.parent / ".cache")
         return subprocess.run(
             ["bash", "-euo", "pipefail", "-c", script],
             cwd=self.folder,
-            env={**kept, "PATH": search, "PYTHONPATH": str(REPOSITORY), "XDG_CACHE_HOME": cache},
+            env=self.environment,
             capture_output=True,
             text=True,
             timeout=240,
             check=False,
         )
 
+    def start(self, command: str) -> subprocess.Popen[str]:
+        """Start a command as a terminal does: Ctrl-C and a kill reach all that it started."""
+        return subprocess.Popen(
+            ["bash", "-c", command],
+            cwd=self.folder,
+            env=self.environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            start_new_session=True,
+        )
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The variables of this process, without those that change what the pages say."""
+        dropped = ("PYTHONWARNINGS", "SNAKEMAKE_PROFILE", "DASK_SCHEDULER_ADDRESS")
+        kept = {key: value for key, value in os.environ.items() if key not in dropped}
+        search = f"{Path(sys.executable).parent}{os.pathsep}{kept['PATH']}"
+        cache = str(self.folder.parent / ".cache")
+        return {**kept, "PATH": search, "PYTHONPATH": str(REPOSITORY), "XDG_CACHE_HOME": cache}
+
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory) -> Clone:
-    folder = tmp_path_factory.mktemp("docs") / "unet-stitch"
+    return new_clone(tmp_path_factory.mktemp("docs") / "unet-stitch")
+
+
+def new_clone(folder: Path) -> Clone:
     (folder / "data").mkdir(parents=True)
     for name in ("Snakefile", "workflow", "scripts", "unet", "config"):
         (folder / name).symlink_to(REPOSITORY / name)
@@ -277,6 +316,34 @@ def test_the_readme_leads_from_a_clone_to_the_mask_of_an_own_image(finished):
 def test_what_is_said_to_run_here_runs(finished, block):
     done = finished.run(block.text)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_stopped_run_resumes_as_the_pages_say(tmp_path, stop):
+    """After Ctrl-C by the same command; after a harder kill by that of docs/recovery.md."""
+    after_a_kill = next(block for block in RUN_HERE if block.page == "docs/recovery.md")
+    unlock, again = after_a_kill.commands
+    assert "--unlock" in unlock
+    clone = new_clone(tmp_path / "unet-stitch")
+    running = clone.start(f"exec {again}")
+    wait_until((clone.folder / "logs" / "mine" / "ingest.log").exists, running)
+    os.killpg(running.pid, stop)
+    assert running.wait(timeout=120) != 0
+    if stop == signal.SIGKILL:
+        refused = clone.run(again)
+        assert refused.returncode != 0
+        assert "LockException" in refused.stdout + refused.stderr
+        assert clone.run(unlock).returncode == 0
+    done = clone.run(again)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (clone.folder / "results" / "mine" / "mine.ome.zarr").is_dir()
+
+
+def wait_until(is_true: Callable[[], bool], running: subprocess.Popen[str]) -> None:
+    while not is_true():
+        assert running.poll() is None, "it ended before it could be stopped"
+        time.sleep(0.01)
 
 
 @pytest.mark.slow
@@ -397,6 +464,22 @@ def test_the_readme_is_short_and_leads_to_every_page():
     assert len(text.splitlines()) <= MOST_LINES
     for page in PAGES[1:]:
         assert f"]({page.relative_to(REPOSITORY)}" in text, page
+
+
+def test_each_training_took_as_long_as_its_curves_say():
+    text = (REPOSITORY / "config" / "TRAINING.md").read_text(encoding="utf-8")
+    table = text.partition("| model | steps | minutes |")[2].partition("\n\n")[0]
+    rows = re.findall(r"^\| ([\w-]+) \| (\d+), [\w ]+ \| (\d+) \|", table, flags=re.MULTILINE)
+    assert len(rows) == len(list((REPOSITORY / "unet" / "shipped_models").glob("*/curves.csv")))
+    shipped = REPOSITORY / "unet" / "shipped_models"
+    for model, steps, minutes in rows:
+        last = (shipped / model / "curves.csv").read_text(encoding="utf-8").splitlines()[-1]
+        step, seconds = last.split(",")[:2]
+        assert step == steps, model
+        assert round(float(seconds) / 60) == int(minutes), model
+    told = re.search(r"Their training took (\d+) to (\d+) minutes", text)
+    assert told is not None
+    assert sorted(int(row[2]) for row in rows)[:: len(rows) - 1] == [int(told[1]), int(told[2])]
 
 
 def test_the_readme_names_every_model():
