@@ -1,8 +1,9 @@
 """The images that the workflow reads, of any format; `base` says what an image offers.
 
-To plan the workflow no image is opened, since that may be slow: `local_files` only reads names,
-`file_signature` only sizes and times. A format is recognised by its first bytes, never by a suffix.
-The libraries of a format are imported when such an image is opened.
+To plan the workflow no image is opened, since that may be slow: `local_files` only reads names, and
+in a single file those of its other parts; `file_signature` also reads sizes and times. A format is
+recognised by its first bytes, never by a suffix. The libraries of a format are imported when such
+an image is opened.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from unet.errors import SourceError
 from unet.sources.base import Source, SourceSpec
 from unet.sources.file import open_file
 from unet.sources.image import Image, RawImage
+from unet.sources.tiff.parts import find_parts
 from unet.storage.location import Location, RemotePath, locate
 
 ZARR_METADATA = ("zarr.json", ".zattrs", ".zarray", ".zgroup")
@@ -53,7 +55,7 @@ def open_source(spec: SourceSpec) -> Source:
 
 
 def local_files(path: str) -> list[str]:
-    """The files of an image on this machine, for the `input` of a rule; none for a URL.
+    """The files of an image on this machine; none for a URL.
 
     No server is asked, so that a workflow can be planned without a network.
     """
@@ -107,15 +109,29 @@ def source_files(path: str) -> list[str]:
     """The files that an image is made of; no image is opened.
 
     For a folder of slices or a glob these are its files in natural order (slice_2 before slice_10),
-    for a Zarr image its metadata files. For a URL the server is asked. Raises SourceError if there
-    is nothing to read.
+    for a Zarr image its metadata files, for a part of an OME-TIFF image this part and then the
+    others. For a URL the server is asked. Raises SourceError if there is nothing to read.
     """
+    location = locate(path)
+    files = _named_files(path)
+    if not isinstance(location, Path) or files != [path]:
+        return files
+    try:
+        return [path, *map(str, find_parts(location))]
+    except OSError as error:
+        raise _cannot_list(path, error) from error
+
+
+def _named_files(path: str) -> list[str]:
+    """The files that a path names: a file, slices, or the metadata of a Zarr image."""
     try:
         return _files_at(path, locate(path))
     except OSError as error:
-        raise SourceError(
-            f"{path} cannot be listed ({error}). Change its permissions, or the path."
-        ) from error
+        raise _cannot_list(path, error) from error
+
+
+def _cannot_list(path: str, error: OSError) -> SourceError:
+    return SourceError(f"{path} cannot be listed ({error}). Change its permissions, or the path.")
 
 
 def _files_at(path: str, location: Location) -> list[str]:
@@ -140,7 +156,7 @@ def _files_at(path: str, location: Location) -> list[str]:
 
 
 def _open_raw(spec: SourceSpec) -> RawImage:
-    files = source_files(spec.path)
+    files = _named_files(spec.path)
     if files == [spec.path]:
         return _open_raw_file(spec)
     if _is_zarr(files):

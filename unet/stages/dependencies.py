@@ -1,7 +1,9 @@
 """What the rules of the workflow depend on: files, and signatures of files.
 
-Why signatures: Snakemake only notices that a file became newer. A file that is replaced by an older
-one, or a slice that is deleted, changes the signature, which is a parameter of the rule.
+Why signatures: to Snakemake an input has changed if it is newer than what was made of it. But an
+older file may replace another, and a job with an input whose time lies in the future is refused. So
+a rule declares as its inputs only what other rules make. What images and models look like, or hold,
+is a parameter of it.
 
 Nothing here opens an image or asks a server, so that a dry run is quick and needs no network.
 """
@@ -16,24 +18,19 @@ from pathlib import Path
 from typing import Any
 
 from unet.config import Config
+from unet.fingerprint import fingerprint
 from unet.model.folder import find_model
-from unet.sources import file_signature, local_files
+from unet.sources import file_signature
 from unet.storage.location import locate
 
-MOST_FILES = 1000  # of an image, declared as inputs of a rule
 SIGNED_FILES = 10_000  # of an image, at most. Of each, so that one more image changes no other
 
 
-def image_files(path: str, rule_outputs: Collection[str] = ()) -> list[str]:
-    """The local files of an image; of very many slices the first, the signature has the others.
-
-    rule_outputs  paths that need not exist yet, since a rule makes them
-    """
-    return [path] if path in rule_outputs else local_files(path)[:MOST_FILES]
-
-
 def image_signature(path: str, rule_outputs: Collection[str] = ()) -> str:
-    """A text that changes when a file of the image changes; empty for what a rule makes."""
+    """A text that changes when a file of the image changes.
+
+    rule_outputs  paths of which it is empty: a rule makes them, so they need not be there yet
+    """
     return "" if path in rule_outputs else _signature(path)
 
 
@@ -43,10 +40,11 @@ def _signature(path: str) -> str:
 
 
 @cache
-def model_files(name_or_path: str) -> tuple[str, ...]:
-    """The files of a model; it is read once for all its images."""
+def model_signature(name_or_path: str) -> str:
+    """A text that changes when a model predicts otherwise, or is described otherwise."""
     model = find_model(name_or_path)
-    return str(model.folder / "model.yaml"), str(model.weights)
+    said = (model.name, model.classes, model.channels, model.pixel_size)
+    return fingerprint(model.fingerprint, *said)
 
 
 def label_paths(config: Config) -> list[str]:

@@ -36,7 +36,8 @@ TRAINING_NAME = TRAINING.name if TRAINING else "none"
 
 
 def files_of(path):
-    return dependencies.image_files(path, DOWNLOADS)
+    """What a rule makes of an image, which is all that a rule may wait for; see `dependencies`."""
+    return [path] if path in DOWNLOADS else []
 
 
 def signature_of(path):
@@ -59,8 +60,8 @@ def model_of(wildcards):
     return CONFIG.images[wildcards.image].model
 
 
-def model_files(wildcards):
-    return dependencies.model_files(model_of(wildcards))
+def model_signature(wildcards):
+    return dependencies.model_signature(model_of(wildcards))
 
 
 def is_incomplete(wildcards):

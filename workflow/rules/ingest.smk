@@ -1,6 +1,6 @@
 rule ingest:
     input:
-        source_of,
+        ancient(source_of),
     output:
         "results/{image}/ingest.json",
     log:

@@ -1,7 +1,6 @@
 rule split:
     input:
-        ingested="results/{image}/ingest.json",
-        model=model_files,
+        "results/{image}/ingest.json",
     output:
         "results/{image}/split.json",
     log:
@@ -12,6 +11,7 @@ rule split:
         "../../environment.yml"
     params:
         model=model_of,
+        signature=model_signature,
         options=asdict(CONFIG.split),
         slabs=len(gather.slab("{scatteritem}")),
         stores=CONFIG.stores,
