@@ -46,7 +46,7 @@ if __name__ == "__main__":
             times = ", ".join(f"{stage} {s:.0f} s" for stage, s in seconds(name).items())
             log.info("%s: %s", name, times)
             if name == "stack":
-                labels = foreground(SourceSpec(snakemake.input.labels, axes="zyx"))
+                labels = foreground(SourceSpec(snakemake.params.labels, axes="zyx"))
                 log.info(
                     "%s: Dice against the labels %.3f (its model saw planes 0 to 29 of 60)",
                     name,

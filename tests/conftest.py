@@ -134,13 +134,18 @@ def run_workflow() -> Workflow:
     return run
 
 
-def snakemake(*arguments: str, cache: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def snakemake(
+    *arguments: str,
+    cache: Path,
+    snakefile: Path = REPOSITORY / "workflow" / "Snakefile",
+    **environment: str,
+) -> subprocess.CompletedProcess[str]:
     """Run the snakemake of this Python on the workflow, undisturbed by the user's settings.
 
     environment  variables on top
     """
     command = [str(Path(sys.executable).with_name("snakemake"))]
-    command += ["--snakefile", str(REPOSITORY / "workflow" / "Snakefile"), *arguments]
+    command += ["--snakefile", str(snakefile), *arguments]
     # Snakemake's own deprecations are not this project's: warnings stay what Python makes them.
     dropped = ("PYTHONWARNINGS", "SNAKEMAKE_PROFILE", "DASK_SCHEDULER_ADDRESS")
     kept = {key: value for key, value in os.environ.items() if key not in dropped}

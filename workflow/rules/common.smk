@@ -37,7 +37,7 @@ TRAINING_NAME = TRAINING.name if TRAINING else "none"
 
 def files_of(path):
     """What a rule makes of an image, which is all that a rule may wait for; see `dependencies`."""
-    return [path] if path in DOWNLOADS else []
+    return [receipt_of(path)] if path in DOWNLOADS else []
 
 
 def signature_of(path):

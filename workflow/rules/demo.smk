@@ -1,6 +1,6 @@
 rule download:
     output:
-        "data/{file}",
+        touch(receipt_of("{file}")),
     log:
         "logs/download/{file}.log",
     wildcard_constraints:
@@ -9,19 +9,27 @@ rule download:
     conda:
         "../../environment.yml"
     params:
+        target=target_of,
+        record=record_of,
         download=download_of,
+        repairs=download_repairs,
     script:
         "../../scripts/download.py"
+
+
+LABELS = "demo-data/nuclei_label.tif"  # of the image `stack`
 
 
 rule demo:
     input:
         stitched=rules.all.input,
-        labels="data/nuclei_label.tif",
+        labels=files_of(LABELS),
     log:
         "logs/demo.log",
     localrule: True
     conda:
         "../../environment.yml"
+    params:
+        labels=LABELS,
     script:
         "../../scripts/demo.py"
