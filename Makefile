@@ -37,5 +37,6 @@ lint: .venv/test
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[test]"
 	touch $@
 
+# What make and the tests made; never results, which may have taken days.
 clean:
-	rm -rf .venv results logs benchmarks .snakemake
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -19,7 +19,7 @@ from typing import Any
 
 from unet.config import Config
 from unet.fingerprint import fingerprint
-from unet.model.folder import find_model
+from unet.model.folder import ModelSpec, find_model
 from unet.sources import file_signature
 from unet.storage.location import locate
 
@@ -40,9 +40,14 @@ def _signature(path: str) -> str:
 
 
 @cache
+def read_model(name_or_path: str) -> ModelSpec:
+    """A model, read once for all its images: all its bytes are."""
+    return find_model(name_or_path)
+
+
 def model_signature(name_or_path: str) -> str:
     """A text that changes when a model predicts otherwise, or is described otherwise."""
-    model = find_model(name_or_path)
+    model = read_model(name_or_path)
     said = (model.name, model.classes, model.channels, model.pixel_size)
     return fingerprint(model.fingerprint, *said)
 

@@ -9,6 +9,7 @@ from unet.config import read_config, scheduler_address
 from unet.errors import UserError
 from unet.execution.site import refuse_broken_settings
 from unet.stages import dependencies
+from unet.stages.places import refuse_clashes
 from unet.training.config import read_training
 
 VERSION = version("unet-stitch")
@@ -30,8 +31,16 @@ def checked_training():
         raise WorkflowError(f"The configuration is wrong. {error}") from None
 
 
+def check_places():
+    try:
+        refuse_clashes(CONFIG, TRAINING, rule_outputs=DOWNLOADS)
+    except UserError as error:
+        raise WorkflowError(f"The configuration is wrong. {error}") from None
+
+
 CONFIG = checked_config()
 TRAINING = checked_training() if config.get("train") else None
+check_places()
 TRAINING_NAME = TRAINING.name if TRAINING else "none"
 
 
