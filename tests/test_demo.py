@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unet.errors import SourceError
-from unet.storage.fetched_file import is_there, place, read_repairs, write_record
+from unet.storage.fetched_file import is_there, place, fetched_repairs, write_record
 
 download = run_path(str(REPOSITORY / "scripts" / "download.py"))["download"]
 
@@ -116,7 +116,7 @@ def test_a_file_is_checked_again_once_for_each_change(tmp_path_factory, changes)
 
     def run():
         """As Snakemake does: the parameter is read, then the job runs with it."""
-        repairs = read_repairs(record, file)
+        repairs = fetched_repairs(record, file)
         if not is_there(file, SHA256):
             place(file, CONTENT)
         write_record(record, file, repairs)
@@ -124,7 +124,7 @@ def test_a_file_is_checked_again_once_for_each_change(tmp_path_factory, changes)
 
     repairs = run()
     for number, change in enumerate(changes):
-        assert read_repairs(record, file) == repairs
+        assert fetched_repairs(record, file) == repairs
         if change == "delete":
             file.unlink()
         elif change == "write":
@@ -134,9 +134,9 @@ def test_a_file_is_checked_again_once_for_each_change(tmp_path_factory, changes)
             os.utime(file, ns=(number, number))
         else:
             record.write_text("{}")
-        assert read_repairs(record, file) != repairs
+        assert fetched_repairs(record, file) != repairs
         repairs = run()
-    assert read_repairs(record, file) == repairs
+    assert fetched_repairs(record, file) == repairs
     assert file.read_bytes() == CONTENT
 
 

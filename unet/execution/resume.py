@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Set
 
 from unet.execution.pool import Pool
 from unet.execution.progress import Progress
@@ -12,15 +13,25 @@ from unet.storage.disk_space import refuse_full_disk
 from unet.storage.ledger import Ledger, Written
 
 
-def resume(pool: Pool, job: Job, store: BlockStore, blocks: range, writer: str) -> None:
+def resume(
+    pool: Pool,
+    job: Job,
+    store: BlockStore,
+    blocks: range,
+    writer: str,
+    recompute: Set[int] = frozenset(),
+) -> None:
     """Do those of `blocks` that are not done yet, and record each.
 
-    job     writes a block, has it on the disk, and returns it as `Written`
-    writer  names this process's ledger file, unique among jobs that run at the same time
+    job        writes a block, has it on the disk, and returns it as `Written`
+    writer     names this process's ledger file, unique among jobs that run at the same time
+    recompute  blocks to do again, whatever is recorded
 
     Raises RunError where the disk has too little space for them.
     """
     done = store.done()
+    for block in recompute:
+        done[block] = 0
     count_done = sum(done[blocks.start : blocks.stop])
     if count_done == len(blocks):
         return

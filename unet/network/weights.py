@@ -20,6 +20,7 @@ from torch import Tensor
 from unet.errors import ModelError, excerpt
 from unet.model.folder import ModelSpec, file_sha256, find_model
 from unet.network.unet import UNet
+from unet.storage.ownership import write_whole
 
 OLD_PICKLES = 5  # at the start of a file of torch before 1.6: the tensors follow
 STATE_DICT_NAMES = re.compile(
@@ -72,10 +73,9 @@ def save_model(folder: Path, network: UNet, description: dict[str, Any]) -> Mode
     are filled in here. Returns the model as it reads back.
     """
     a = network.architecture
-    folder.mkdir(parents=True, exist_ok=True)
     weights = folder / "weights.safetensors"
     tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
-    weights.write_bytes(safetensors.torch.save(tensors))  # save_file would make it private
+    write_whole(weights, safetensors.torch.save(tensors))
     contents = {
         **description,
         "network": {
@@ -88,8 +88,14 @@ def save_model(folder: Path, network: UNet, description: dict[str, Any]) -> Mode
         },
         "weights": {"file": weights.name, "sha256": file_sha256(weights)},
     }
-    (folder / "model.yaml").write_text(yaml.safe_dump(contents, sort_keys=False, width=100))
+    write_whole(folder / "model.yaml", description_text(contents))
     return find_model(folder)
+
+
+def description_text(contents: dict[str, Any]) -> bytes:
+    """The content of a model.yaml."""
+    text: str = yaml.safe_dump(contents, sort_keys=False, width=100)
+    return text.encode()
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

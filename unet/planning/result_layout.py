@@ -17,7 +17,9 @@ from unet.planning.axes import ORDER, Sizes
 from unet.planning.image import ImageRef
 from unet.planning.layout import Layout, image_block, image_layout, pyramid
 
-GROUPS = 3  # the result, its labels, the mask; each array and group has a zarr.json
+IMAGE, MASK = "image", "mask"  # the pyramids of a result
+FOLDERS = {IMAGE: ".", MASK: "labels/mask"}
+GROUPS = (FOLDERS[MASK], "labels", ".")  # each, and each array, has a zarr.json
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ def mask_arrays(image: ImageRef, mask: Layout) -> list[Layout]:
 def footprint(image: ImageRef, mask: Layout) -> Footprint:
     """Of a result with its image."""
     arrays = Footprint.of([*image_arrays(image), *mask_arrays(image, mask)])
-    return Footprint(arrays.files + GROUPS, arrays.bytes)
+    return Footprint(arrays.files + len(GROUPS), arrays.bytes)
 
 
 def bytes_to_write(image: ImageRef, mask: Layout) -> int:

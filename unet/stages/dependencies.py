@@ -10,7 +10,6 @@ Nothing here opens an image or asks a server, so that a dry run is quick and nee
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterable
 from dataclasses import asdict
 from functools import cache
@@ -21,7 +20,10 @@ from unet.config import Config
 from unet.fingerprint import fingerprint
 from unet.model.folder import ModelSpec, find_model
 from unet.sources import file_signature
-from unet.storage.location import locate
+from unet.storage.repairs import read_repairs
+from unet.storage.result_record import looks_whole
+from unet.storage.workspace import Workspace
+from unet.training.trained_model import TrainedModel, model_folder, record_file
 
 SIGNED_FILES = 10_000  # of an image, at most. Of each, so that one more image changes no other
 
@@ -66,20 +68,37 @@ def evaluations(config: Config) -> list[dict[str, Any]]:
     ]
 
 
-def is_incomplete(folder: Path, slabs: Iterable[str]) -> bool:
-    """Whether an image has a stitch manifest, but its result or an earlier manifest is gone.
+@cache
+def result_repairs(workspace: Workspace, slabs: tuple[str, ...]) -> int:
+    """How often stitch had to mend a result: once more than before, if it has to now.
 
-    folder  of the image's manifests
-    slabs   manifests of `predict`
+    Snakemake alone would not see that a result is gone, replaced or damaged, nor an earlier
+    manifest: it does not make again what only a finished job needed. After a stage that failed with
+    new settings, it would take the old result for the new one.
 
-    Then stitch has to run once more. Snakemake alone would not see it: it does not make again what
-    only a finished job needed. After a stage that failed with new settings, it would take the old
-    result for the new one.
+    Asked once in a process, before the first job: an earlier manifest is made again until stitch
+    asks.
+
+    slabs  manifests of `predict`
     """
-    stitched = folder / "stitch.json"
-    if not stitched.exists():
-        return False
-    result = locate(json.loads(stitched.read_text(encoding="utf-8"))["result"])
-    manifests = [folder / "ingest.json", folder / "split.json", *map(Path, slabs)]
-    local = [result] if isinstance(result, Path) else []
-    return not all(path.exists() for path in [*manifests, *local])
+    earlier = [workspace.manifest("ingest"), workspace.manifest("split"), *map(Path, slabs)]
+
+    def is_as_it_was(run: str) -> bool:
+        result = workspace.result
+        return all(path.exists() for path in earlier) and (
+            not isinstance(result, Path)
+            or looks_whole(workspace.records, run, result, SIGNED_FILES)
+        )
+
+    return read_repairs(workspace.repairs, is_as_it_was)
+
+
+def training_repairs(name: str) -> int:
+    """How often a model had to be made again: once more than before, if it has to be now."""
+    folder = model_folder(name)
+
+    def is_as_it_was(training: str) -> bool:
+        trained = TrainedModel.of(folder)
+        return trained is not None and trained.training == training and trained.is_whole(folder)
+
+    return read_repairs(record_file(name), is_as_it_was)

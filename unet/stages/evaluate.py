@@ -25,10 +25,14 @@ from unet.evaluation.metrics import ScoreCounter
 from unet.model.folder import find_model
 from unet.planning.axes import Sizes
 from unet.planning.geometry import BlockGrid, Box, grow_block
+from unet.planning.result_layout import MASK
 from unet.sources import open_source
 from unet.sources.base import Source, SourceSpec
 from unet.stages.manifests import StitchManifest, read_plan
-from unet.storage.manifest import read_manifest, write_whole
+from unet.stages.result import Result
+from unet.storage.location import locate
+from unet.storage.manifest import read_manifest
+from unet.storage.ownership import write_whole
 from unet.storage.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -80,7 +84,11 @@ def _evaluate(evaluation: Evaluation) -> tuple[dict[str, float], list[picture.Pi
     """The scores of one mask, and its rows of the page."""
     plan = read_plan(evaluation.workspace)
     volumes = find_model(plan.model).architecture.dims == 3
-    mask_path = read_manifest(evaluation.workspace.manifest("stitch"), StitchManifest).mask
+    stitched = read_manifest(evaluation.workspace.manifest("stitch"), StitchManifest)
+    mask_path = stitched.mask
+    result = Result(evaluation.workspace, plan, stitched.fingerprint, locate(stitched.result))
+    result.refuse_another()
+    result.open(MASK, 0).refuse_holes("Run again with --forcerun stitch, which makes only these.")
     counter = ScoreCounter(evaluation.measures, len(plan.classes), volumes)
     with ExitStack() as stack:
 

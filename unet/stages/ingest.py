@@ -26,34 +26,26 @@ from unet.execution.resume import resume
 from unet.fingerprint import fingerprint
 from unet.model.folder import find_model
 from unet.model.normalisation import BINS, Bins, Summary
-from unet.planning.axes import Sizes, without_channels
+from unet.planning.axes import ORDER, Sizes, without_channels
 from unet.planning.geometry import BlockGrid, grow_block, round_up
 from unet.planning.image import ImageRef, IngestedImage
-from unet.planning.layout import BLOCK_PIXELS, image_chunk, image_layout
+from unet.planning.layout import BLOCK_PIXELS, image_chunk
 from unet.sources import open_source, source_files
 from unet.sources.base import Source, SourceSpec
 from unet.sources.image import refuse_large
-from unet.stages.copy import CopyJob, not_finite
-from unet.stages.manifests import IngestManifest
-from unet.storage import ome
-from unet.storage.block_store import BlockStore
+from unet.stages.copy import COPY, FOLDER, CopyJob, create_copy, not_finite
+from unet.stages.manifests import IngestManifest, absolute
+from unet.storage.digest import digest
 from unet.storage.location import check, locate, version
-from unet.storage.manifest import write_manifest, write_whole
-from unet.storage.store import (
-    ArrayRef,
-    absolute,
-    create_array,
-    delete_partial_files,
-    file_signature,
-    open_image,
-    write_attributes,
-)
+from unet.storage.manifest import write_manifest
+from unet.storage.ownership import delete_partial_files, write_whole
+from unet.storage.result_record import refuse_result_of_others
+from unet.storage.store import ArrayRef, file_signature, open_image
 from unet.storage.workspace import Workspace
 
 log = logging.getLogger(__name__)
 
 HISTOGRAMS = "histograms.npy"
-IMAGE = "image.ome.zarr"
 CONTRAST_PERCENTILES = (0.1, 99.9)
 READERS = 1  # counted up when a reader gives other pixels than before
 DIGEST_BYTES = hashlib.sha256().digest_size
@@ -99,8 +91,8 @@ class SurveyJob:
                 of_channel = self.bins[channel].count(part) if self.bins else np.zeros(0, int)
                 filled.append(np.flatnonzero(of_channel))
                 counts.append(of_channel[filled[-1]])
-            digest = hashlib.sha256(np.ascontiguousarray(values).data).digest()
-            return BlockSurvey(digest, low, high, filled, counts)
+            pixels_digest = hashlib.sha256(np.ascontiguousarray(values).data).digest()
+            return BlockSurvey(pixels_digest, low, high, filled, counts)
 
         return survey
 
@@ -137,7 +129,7 @@ def run(
     Raises SourceError and ModelError, before anything is written, for what cannot be used.
     """
     check(locate(spec.path))
-    check(workspace.home, to_write=True)
+    check(workspace.home)
     source = open_source(spec)
     try:
         if model is not None:
@@ -148,10 +140,12 @@ def run(
         grid = BlockGrid(image.shape, block)
         block_bytes = math.prod(block) * len(image.channel_names) * np.dtype(image.dtype).itemsize
         machines = machines.moving(grid.count, block_bytes)
-        with workspace.lock(), connect(machines) as pool:
-            if image.copied:
-                _copy(spec, image, block, workspace, pool)
-            ingested = _survey(image, grid, workspace, pool)
+        with workspace.lock():
+            refuse_result_of_others(workspace.records, workspace.result, lambda _: True)
+            with connect(machines) as pool:
+                if image.copied:
+                    _copy(spec, image, workspace, pool)
+                ingested = _survey(image, grid, workspace, pool)
     finally:
         source.close()
     write_manifest(workspace.manifest("ingest"), ingested)
@@ -168,7 +162,8 @@ def _locate_image(source: Source, spec: SourceSpec, workspace: Workspace) -> tup
         # A corrected pixel size makes no other image, unless it chooses the level.
         read_as = spec if spec.level_pixel_size else replace(spec, pixel_size=None)
         work = workspace.work("ingest", fingerprint(read_as, versions, READERS))
-        store_path, array, axes, channels = str(work / IMAGE), "0", source.axes, None
+        axes = "".join(axis for axis in ORDER if axis in source.axes)
+        store_path, array, channels = str(work / FOLDER), "0", None
         # A block of whole pieces of the source, so that no piece is decoded twice.
         piece = tuple(round_up(p, c) for p, c in zip(pieces, image_chunk(shape), strict=True))
         refuse_large(spec.path, math.prod(piece) * pixel_bytes)
@@ -194,27 +189,16 @@ def _locate_image(source: Source, spec: SourceSpec, workspace: Workspace) -> tup
     return image, block
 
 
-def _copy(
-    spec: SourceSpec, image: ImageRef, block: Sizes, workspace: Workspace, pool: Pool
-) -> None:
+def _copy(spec: SourceSpec, image: ImageRef, workspace: Workspace, pool: Pool) -> None:
     group = locate(image.store)
-    layout = image_layout(image.axes, image.shape, len(image.channel_names), image.dtype, block)
-    attributes = ome.multiscales(
-        IMAGE.removesuffix(".zarr"), image.axes, image.pixel_size, [(1,) * 4], "mean"
-    )
-    write_attributes(group, attributes)
-    array = create_array(group, image.array, layout)
-    store = BlockStore(
-        array,
-        workspace.ledger(group.parent),
-        workspace.recompute.get("image copy", frozenset()),
-    )
+    store = create_copy(image, workspace)
     job = CopyJob(
         f"ingest {workspace.name}",
         replace(spec, path=str(locate(spec.path).absolute())),
         ArrayRef(group.absolute() / image.array, image.axes),
     )
-    resume(pool, job, store, range(array.grid.count), "ingest")
+    blocks = range(store.array.grid.count)
+    resume(pool, job, store, blocks, "ingest", workspace.to_recompute(COPY))
     delete_partial_files(group)
 
 
@@ -236,9 +220,10 @@ def _survey(image: ImageRef, grid: BlockGrid, workspace: Workspace, pool: Pool) 
     else:
         bins = (of_dtype,) * channels
     survey = read(bins)
-    content = io.BytesIO()  # numpy itself does not say that a disk is full
-    np.save(content, survey.counts)
-    write_whole(workspace.root / HISTOGRAMS, content.getvalue())
+    stream = io.BytesIO()  # numpy itself does not say that a disk is full
+    np.save(stream, survey.counts)
+    histograms = stream.getvalue()
+    write_whole(workspace.root / HISTOGRAMS, histograms)
     ingested = IngestedImage(
         **vars(image),
         data_range=(min(survey.low), max(survey.high)),
@@ -246,7 +231,7 @@ def _survey(image: ImageRef, grid: BlockGrid, workspace: Workspace, pool: Pool) 
         digest=fingerprint(survey.digest, image.dtype, image.shape),
         file_signature=signature,
     )
-    return IngestManifest(ingested, HISTOGRAMS, bins)
+    return IngestManifest(ingested, HISTOGRAMS, digest(histograms).hex(), bins)
 
 
 def _contrast_limits(

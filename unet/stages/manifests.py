@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from unet.model.normalisation import Bins
 from unet.planning.axes import Sizes
-from unet.planning.image import IngestedImage
+from unet.planning.image import ImageRef, IngestedImage
 from unet.planning.plan import Plan
+from unet.storage.location import locate
 from unet.storage.manifest import read_manifest
-from unet.storage.store import absolute
 from unet.storage.workspace import Workspace
+
+Image = TypeVar("Image", bound=ImageRef)
 
 
 @dataclass(frozen=True)
@@ -19,11 +22,13 @@ class IngestManifest:
 
     image       where the pixels are and what they are
     histograms  file of the counts, (channels, 65536) int64, beside the manifest
+    histograms_digest  names its content
     bins        what the counts of each channel are of
     """
 
     image: IngestedImage
     histograms: str
+    histograms_digest: str
     bins: tuple[Bins, ...]
 
 
@@ -105,3 +110,8 @@ def read_plan(workspace: Workspace) -> Plan:
     """The plan that `split` wrote, with paths that workers find wherever they were started."""
     plan = read_manifest(workspace.manifest("split"), Plan)
     return replace(plan, image=absolute(plan.image))
+
+
+def absolute(image: Image) -> Image:
+    """The image with a path that workers find wherever they were started."""
+    return replace(image, store=str(locate(image.store).absolute()))

@@ -10,7 +10,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from uuid import uuid4
 
 import numpy as np
 import torch
@@ -27,8 +26,10 @@ from unet.network.self_test import SelfTest
 from unet.network.weights import load_network
 from unet.planning.geometry import read_mirrored, slab_range
 from unet.planning.plan import Plan
+from unet.stages.copy import refuse_damaged_copy
 from unet.stages.manifests import PredictManifest, read_plan
 from unet.stages.probabilities import (
+    NAME,
     create_probabilities,
     probabilities_array,
     probabilities_ledger,
@@ -135,11 +136,13 @@ def run(workspace: Workspace, slab: int, slabs: int, machines: Machines, device:
     machines = machines.at_least(light_processes(plan)).fitting(len(blocks), plan.worker_bytes)
     writer = f"slab-{slab + 1}-of-{slabs}"
     with workspace.lock(blocks):
+        refuse_damaged_copy(plan.image, workspace)
         store = create_probabilities(plan, workspace)
         with connect(machines) as pool:
             name = f"predict {workspace.name} {slab + 1}/{slabs}"
             job = checked_job(name, workspace, plan, machines, device)
-            resume(pool, job, store, blocks, writer)
+            again = workspace.to_recompute(NAME) & set(blocks)
+            resume(pool, job, store, blocks, writer, again)
     refuse_changed(plan.image)
     manifest = workspace.root / "predict" / f"{slab + 1}-of-{slabs}.json"
     write_manifest(manifest, PredictManifest(plan.fingerprint, slab, slabs, len(blocks)))
@@ -173,9 +176,7 @@ def _self_test(workspace: Workspace, predicting: PredictJob) -> SelfTest:
         runner = replace(predicting, plan=exact, device="cpu", threads=1).runner()
         computed = SelfTest.of(runner, exact, processor_name("cpu"))
         # Slabs may come here at once; what they write agrees, and whole files replace each other.
-        draft = file.with_name(f"self_test-{uuid4().hex}.json")
-        write_manifest(draft, computed)
-        draft.replace(file)
+        write_manifest(file, computed)
     return read_manifest(file, SelfTest)
 
 

@@ -8,7 +8,8 @@ from unet.planning.plan import Plan
 from unet.storage import ome
 from unet.storage.block_store import BlockStore
 from unet.storage.location import Location
-from unet.storage.store import ArrayRef, ImageArray, create_array, open_array, write_attributes
+from unet.storage.metadata import write_attributes
+from unet.storage.store import ArrayRef, create_array
 from unet.storage.workspace import Workspace
 
 NAME = "probabilities"  # in `Workspace.recompute`, and where a damaged block is named
@@ -27,7 +28,7 @@ def probabilities_array(plan: Plan, workspace: Workspace) -> ArrayRef:
 
 def probabilities_ledger(plan: Plan, workspace: Workspace) -> Path:
     """The folder of the ledger of its blocks."""
-    return workspace.ledger(_work_folder(plan, workspace))
+    return workspace.ledger(_work_folder(plan, workspace).name)
 
 
 def create_probabilities(plan: Plan, workspace: Workspace) -> BlockStore:
@@ -41,18 +42,7 @@ def create_probabilities(plan: Plan, workspace: Workspace) -> BlockStore:
         workspace.name, layout.axes, image.pixel_size, [(1,) * 4], "mean", image.origin
     )
     write_attributes(group, ome.add_channels(attributes, plan.classes[1:], (0.0, 1.0)))
-    return _block_store(plan, workspace, create_array(group, "0", layout))
-
-
-def open_probabilities(plan: Plan, workspace: Workspace) -> BlockStore:
-    """Open the store. Raises StoreError where there is none, or another."""
-    group, layout = probabilities_group(plan, workspace), plan.probabilities_layout
-    return _block_store(plan, workspace, open_array(group, "0", layout))
-
-
-def _block_store(plan: Plan, workspace: Workspace, array: ImageArray) -> BlockStore:
-    recompute = workspace.recompute.get(NAME, frozenset())
-    return BlockStore(array, probabilities_ledger(plan, workspace), recompute)
+    return BlockStore(create_array(group, "0", layout), probabilities_ledger(plan, workspace))
 
 
 def _work_folder(plan: Plan, workspace: Workspace) -> Location:

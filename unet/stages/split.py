@@ -7,10 +7,13 @@ It reads manifests only, never pixels, and refuses what cannot work before anyth
 
 from __future__ import annotations
 
+import io
 import logging
 
 import numpy as np
+from numpy.typing import NDArray
 
+from unet.errors import StoreError
 from unet.model.folder import ModelSpec, find_model
 from unet.model.normalisation import Summary
 from unet.planning.image import ImageRef
@@ -20,8 +23,10 @@ from unet.planning.result_layout import bytes_to_write
 from unet.quantities import with_prefix
 from unet.stages.manifests import IngestManifest
 from unet.stages.probabilities import create_probabilities
+from unet.storage.digest import digest
 from unet.storage.disk_space import refuse_full_disk
 from unet.storage.manifest import read_manifest, write_manifest
+from unet.storage.result_record import refuse_result_of_others
 from unet.storage.store import refuse_changed
 from unet.storage.workspace import Workspace
 
@@ -36,7 +41,7 @@ def run(workspace: Workspace, model: str, options: SplitOptions, slabs: int) -> 
     spec = find_model(model)
     _check_fit(workspace.name, ingested.image, spec)
     refuse_changed(ingested.image)
-    counts = np.load(workspace.root / ingested.histograms, allow_pickle=False)
+    counts = _read_histograms(workspace, ingested)
     percentiles = spec.normalisation.percentiles
     offset, scale = spec.normalisation.affine(
         [
@@ -51,6 +56,9 @@ def run(workspace: Workspace, model: str, options: SplitOptions, slabs: int) -> 
         options=options,
         slabs=slabs,
     )
+    refuse_result_of_others(
+        workspace.records, workspace.result, lambda record: record.plan == plan.fingerprint
+    )
     with workspace.lock():
         # Made here, by one job, before slabs open it side by side.
         left = create_probabilities(plan, workspace).bytes_left()
@@ -62,6 +70,19 @@ def run(workspace: Workspace, model: str, options: SplitOptions, slabs: int) -> 
         write_manifest(workspace.manifest("split"), plan)
     log.info("%s: %s", workspace.name, describe(plan))
     return plan
+
+
+def _read_histograms(workspace: Workspace, ingested: IngestManifest) -> NDArray[np.int64]:
+    """The counts of each channel, (channels, 65536). Raises StoreError where they are damaged."""
+    file = workspace.root / ingested.histograms
+    content = file.read_bytes() if file.exists() else b""
+    if digest(content).hex() != ingested.histograms_digest:
+        raise StoreError(
+            f"Expected {file} as it was ingested, but it is missing, damaged or of another image. "
+            f"Run again with --forcerun ingest."
+        )
+    counts: NDArray[np.int64] = np.load(io.BytesIO(content), allow_pickle=False)
+    return counts
 
 
 def describe(plan: Plan) -> str:

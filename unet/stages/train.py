@@ -5,7 +5,7 @@
         weights.safetensors
         curves.csv, curves.svg    loss and scores, by step and by minute
         validation.png       validation images: image, mask, errors
-        work/                the checkpoint of a training that has not ended
+    models/<name>.training/  the checkpoint of a training that has not ended
 
 The checkpoint is named by a fingerprint of the settings and of the pixels to train on. So with
 another setting a training starts from the beginning, and with the same ones it resumes.
@@ -16,10 +16,9 @@ from __future__ import annotations
 import csv
 import io
 import logging
-import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -35,10 +34,11 @@ from unet.evaluation import picture
 from unet.evaluation.metrics import ScoreCounter
 from unet.fingerprint import fingerprint
 from unet.model.classify import decide
+from unet.model.folder import file_sha256
 from unet.network.devices import choose_devices
 from unet.network.unet import UNet
-from unet.network.weights import save_model
-from unet.storage.manifest import write_whole
+from unet.network.weights import description_text, save_model
+from unet.storage.ownership import write_whole
 from unet.training import checkpoint
 from unet.training.config import Training
 from unet.training.labelled import (
@@ -50,6 +50,14 @@ from unet.training.labelled import (
 )
 from unet.training.sampling import Sampler
 from unet.training.targets import make_targets
+from unet.training.trained_model import (
+    TrainedModel,
+    delete_work,
+    publish_model,
+    refuse_model_of_others,
+    replace_file,
+    work_folder,
+)
 from unet.training.trainer import (
     Trainer,
     TrainingProcess,
@@ -58,6 +66,7 @@ from unet.training.trainer import (
     process_bytes,
     process_group,
 )
+from unet.yaml_file import read_yaml
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +74,7 @@ THRESHOLD = 0.5
 DIGITS = 4
 PAGE_ROWS = 6
 GIGABYTE = 1e9
+STATED = ("description", "channels", "pixel_size", "licence", "data")
 
 
 @dataclass(frozen=True)
@@ -96,14 +106,27 @@ def choose_gpus(training: Training, gpus: int) -> int:
     return min(training.batch, len(choose_devices(training.device, gpus)))
 
 
-def run(training: Training, folder: Path, threads: int, gpus: int) -> None:
-    """Train, and write the model folder. `gpus` is how many to train on; 0 for the CPU.
+def run(training: Training, folder: Path, threads: int, gpus: int) -> str:
+    """Train, and have the model in its folder. Returns the fingerprint of the training.
 
-    Raises SourceError for labelled images that cannot be used, RunError where the loss is not
-    finite.
+    gpus  how many to train on; 0 for the CPU
+
+    A training that has ended, with these settings and pixels, takes no step. The model before stays
+    until the new one is whole.
+
+    Raises SourceError for labelled images that cannot be used, StoreError where somebody else's
+    files lie in the model's folder, RunError where the loss is not finite.
     """
+    refuse_model_of_others(folder)
     data = read_all(training)
-    checkpoint_file = folder / "work" / f"{_checkpoint_name(training, data)}.safetensors"
+    trained = _trained(training, data, folder)
+    before = TrainedModel.of(folder)
+    if before and replace(before, files={}) == trained and before.is_whole(folder):
+        log.info("train %s: nothing to do, its settings and images are as they were", trained.name)
+        _describe_again(training, data, before, folder)
+        delete_work(folder)
+        return trained.training
+    checkpoint_file = work_folder(folder) / _checkpoint_name(trained)
     _log_start(training, data, gpus)
     devices = [f"cuda:{number}" for number in range(gpus)] or ["cpu"]
     if len(devices) == 1:
@@ -112,12 +135,42 @@ def run(training: Training, folder: Path, threads: int, gpus: int) -> None:
         train_in_parallel(devices, training, checkpoint_file)
     state = initial_state(training, len(data.channels), "cpu")
     checkpoint.load(checkpoint_file, state)
-    _write(training, data, state, folder)
-    shutil.rmtree(checkpoint_file.parent)
+    publish_model(folder, trained, partial(_write, training, data, state))
+    delete_work(folder)
+    return trained.training
 
 
-def _checkpoint_name(training: Training, data: LabelledData) -> str:
-    return f"checkpoint-{fingerprint(training_identity(training, data), version('torch'))}"
+def _trained(training: Training, data: LabelledData, folder: Path) -> TrainedModel:
+    """What this training will have left, without its files.
+
+    One that started from the very model that it has replaced since is recognised by what it started
+    from then.
+    """
+    starts = tuple(map(file_sha256, training.start_files))
+    before = TrainedModel.of(folder)
+    candidates = [starts]
+    if before and training.starts_from(folder):
+        candidates = [before.starts, starts]
+    names = [fingerprint(training_identity(training, data, each)) for each in candidates]
+    known = before.training if before else None
+    index = 0 if names[0] == known else -1
+    return TrainedModel(folder.name, names[index], candidates[index], {})
+
+
+def _checkpoint_name(trained: TrainedModel) -> str:
+    """Of another release of torch, whose sums may round otherwise, it is another."""
+    return f"checkpoint-{fingerprint(trained.training, version('torch'))}.safetensors"
+
+
+def _describe_again(
+    training: Training, data: LabelledData, trained: TrainedModel, folder: Path
+) -> None:
+    """Have in model.yaml what changes no weights, as the configuration says it now."""
+    said, stated = read_yaml(folder / "model.yaml"), _stated(training, data)
+    kept = {key: value for key, value in said.items() if key in stated or key not in STATED}
+    if kept | stated != said:
+        replace_file(folder, trained, "model.yaml", description_text(kept | stated))
+        log.info("train %s: model.yaml says what the configuration says now", training.name)
 
 
 def _log_start(training: Training, data: LabelledData, gpus: int) -> None:
@@ -253,25 +306,34 @@ def _rows(prediction: Prediction) -> list[Callable[[], picture.Picture]]:
 
 def _description(training: Training, data: LabelledData, state: checkpoint.State) -> dict[str, Any]:
     """The keys of model.yaml that are known after training."""
+    stated = dict.fromkeys(STATED) | _stated(training, data)
     description: dict[str, Any] = {
         "name": training.name,
-        "description": training.description,
+        "description": stated.pop("description"),
         "classes": list(training.classes),
-        "channels": list(data.channels),
+        "channels": stated.pop("channels"),
         "normalisation": normalisation_settings(training),
-        "pixel_size": training.pixel_size,
-        "licence": training.licence,
+        **stated,
         "source": (
             f"snakemake train: {state.step} steps with a batch of {training.batch}, windows of "
             f"{' x '.join(map(str, training.window))} pixels, {state.seconds / 60:.0f} minutes, "
             f"seed {training.seed}"
         ),
         "settings": _as_lists(training.settings()),
-        "data": list(training.data),
         "trained_on": data.trained_on,
         "not_seen": data.not_seen,
     }
     return {key: value for key, value in description.items() if value not in (None, "", [])}
+
+
+def _stated(training: Training, data: LabelledData) -> dict[str, Any]:
+    """Of model.yaml, what the configuration says and no weight depends on."""
+    values = (
+        *(training.description, list(data.channels), training.pixel_size),
+        *(training.licence, list(training.data)),
+    )
+    pairs = zip(STATED, values, strict=True)
+    return {key: value for key, value in pairs if value not in (None, "", [])}
 
 
 def _as_lists(value: Any) -> Any:

@@ -1,8 +1,8 @@
 """verify: a finished run is checked, and what was damaged since is made again.
 
-First every shard of the image's copy, the probabilities and the result is read. The checksums in
-the codec find a changed bit, and each pixel of the mask is decided once more. A damaged block is
-named and made again by the stage that made it, and by no other block.
+First every shard of the image's copy, the probabilities and the result is read, and compared with
+what was written. A damaged block is named and made again by the stage that made it, and no other
+block is.
 
 Then a sample of the image is predicted again through other blocks and other windows, see
 `unet.planning.cross_check`, and compared with what is stored. How both agree is written to
@@ -32,29 +32,27 @@ from unet.planning.cross_check import other_core, sample_blocks, shifted_box
 from unet.planning.geometry import read_mirrored, slab_range
 from unet.planning.options import StitchOptions
 from unet.planning.plan import Plan
+from unet.planning.result_layout import MASK
 from unet.sources.base import SourceSpec
-from unet.stages import ingest, predict, probabilities, stitch
-from unet.stages.integrity import FULL_SIZE_MASK, IMAGE_COPY, DamagedBlock, own_arrays, read_all
+from unet.stages import copy, ingest, predict, probabilities, stitch
+from unet.stages.integrity import DamagedBlock, read_all
 from unet.stages.manifests import (
     Agreement,
     IngestManifest,
     Numerics,
     StitchManifest,
     VerifyManifest,
+    absolute,
     read_plan,
 )
 from unet.stages.predict import DEVICE, CheckedPredictJob, PredictJob
+from unet.stages.result import Result, result_run
 from unet.storage.ledger import processors
-from unet.storage.location import Location, locate
+from unet.storage.location import locate
 from unet.storage.manifest import read_manifest, write_manifest
-from unet.storage.store import (
-    ArrayRef,
-    absolute,
-    open_image,
-    read_attributes,
-    refuse_changed,
-    write_attributes,
-)
+from unet.storage.metadata import read_attributes, write_attributes
+from unet.storage.result_record import OURS, mend_documents, refuse_changed_groups
+from unet.storage.store import ArrayRef, open_image, refuse_changed
 from unet.storage.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -156,33 +154,44 @@ def run(workspace: Workspace, options: VerifyOptions, machines: StageMachines) -
     plan = read_plan(workspace)
     refuse_changed(plan.image)
     stitched = read_manifest(workspace.manifest("stitch"), StitchManifest)
-    name, result = stitched.fingerprint, locate(stitched.result)
-    expected = stitch.result_fingerprint(plan, options.stitch, workspace)
-    if name != workspace.work("stitch", expected).name:
+    if stitched.fingerprint != result_run(workspace, plan, options.stitch):
         raise StoreError(
-            f"Expected the result {result} to be of the present configuration, but it is "
+            f"Expected the result {stitched.result} to be of the present configuration, but it is "
             f"of another. Run the workflow first."
         )
-    _refuse_another(result, name)
-    shards, damaged = read_all(workspace, plan, options.stitch, machines.data)
-    _recompute(workspace, plan, options, machines, damaged)
+    place = locate(stitched.result)
+    result = Result(workspace, plan, stitched.fingerprint, place)
+    with workspace.lock():
+        mended = _mend_metadata(result, options.stitch)
+        shards, blocks = read_all(result, options.stitch, machines.data)
+    if blocks:
+        _recompute(workspace, plan, options, machines, blocks)
+
     with workspace.lock():  # so that the verdict gets into the result that it is about
-        _refuse_another(result, name)
-        comparisons = _compare(workspace, plan, options, machines)
+        result.refuse_another()
+        comparisons = _compare(result, options, machines)
         computed_by = processors(probabilities.probabilities_ledger(plan, workspace))
-        made_again = tuple(map(str, damaged))
-        verified = _judge(plan, computed_by, comparisons, name, shards, made_again)
+        made_again = (*mended, *map(str, blocks))
+        verified = _judge(plan, computed_by, comparisons, result.run, shards, made_again)
         write_manifest(workspace.manifest("verify"), verified)
         _publish(result, verified)
 
 
-def _refuse_another(result: Location, run: str) -> None:
-    actual = read_attributes(result).get("unet", {}).get("run")
-    if actual != run:
-        raise StoreError(
-            f"Expected at {result} the result {run} of this run, found {actual}: it was deleted, "
-            f"or replaced by another run of the same name. Run again with --forcerun stitch."
-        )
+def _mend_metadata(result: Result, options: StitchOptions) -> list[str]:
+    """Make the zarr.json files of a run again where they are damaged; returns those of the result.
+
+    Raises StoreError where one of the result was changed by somebody.
+    """
+    workspace, plan, record = result.workspace, result.plan, result.record(options)
+    if plan.image.copied:
+        copy.create_copy(plan.image, workspace)
+    probabilities.create_probabilities(plan, workspace)
+    mended = mend_documents(workspace.records, record, result.group)
+    for name in mended:
+        log.warning("%s: %s is made again: it was damaged", workspace.name, result.group / name)
+    result.refuse_another()
+    refuse_changed_groups(record, result.group)
+    return mended
 
 
 def _judge(
@@ -222,9 +231,9 @@ def _judge(
     )
 
 
-def _publish(result: Location, verified: VerifyManifest) -> None:
-    attributes = read_attributes(result)["unet"]
-    write_attributes(result, {"unet": {**attributes, "verify": asdict(verified)}})
+def _publish(result: Result, verified: VerifyManifest) -> None:
+    attributes = read_attributes(result.group)[OURS]
+    write_attributes(result.group, {OURS: {**attributes, "verify": asdict(verified)}})
     agreement = verified.agreement
     summary = (
         f"{agreement.pixels} pixels predicted again in {verified.blocks} other blocks: the largest "
@@ -233,11 +242,11 @@ def _publish(result: Location, verified: VerifyManifest) -> None:
     )
     if not verified.passed:
         raise RunError(
-            f"Expected {result} to be what the model predicts through any windows, but of "
+            f"Expected {result.group} to be what the model predicts through any windows, but of "
             f"{summary}. Its probabilities were computed by something else than the plan says: "
             f"run it again with --forceall, after deleting its folder `work`."
         )
-    log.info("%s: %d shards read, %s", result.name, verified.shards, summary)
+    log.info("%s: %d shards read, %s", result.group.name, verified.shards, summary)
 
 
 def _recompute(
@@ -255,7 +264,7 @@ def _recompute(
     for each in damaged:
         blocks.setdefault(each.array, set()).add(each.block)
     workspace = replace(workspace, recompute=blocks)
-    if IMAGE_COPY in blocks:
+    if copy.COPY in blocks:
         ingest.run(options.source, workspace, machines.data)
         image = read_manifest(workspace.manifest("ingest"), IngestManifest).image
         if absolute(image) != plan.image:
@@ -268,22 +277,21 @@ def _recompute(
         if not missing.isdisjoint(slab_range(slab, plan.slabs, plan.blocks)):
             only = replace(workspace, recompute={probabilities.NAME: missing})
             predict.run(only, slab, plan.slabs, machines.network, machines.device)
-    if damaged:
-        stitch.run(workspace, options.stitch, machines.data)
+    stitch.run(workspace, options.stitch, machines.data)
 
 
 def _compare(
-    workspace: Workspace, plan: Plan, options: VerifyOptions, machines: StageMachines
+    result: Result, options: VerifyOptions, machines: StageMachines
 ) -> list[BlockComparison]:
     """Predict the sample again, and compare each of its blocks."""
+    workspace, plan = result.workspace, result.plan
     blocks = sample_blocks(plan, options.blocks, options.seed)
     network = machines.network.fitting(len(blocks), plan.worker_bytes)
     name = f"verify {workspace.name}"
     run = predict.checked_job(name, workspace, plan, network, machines.device)
     other_plan = replace(plan, core=other_core(plan), batch=1)
     check = replace(run, predicting=replace(run.predicting, plan=other_plan))
-    mask = dict(own_arrays(workspace, plan, options.stitch))[FULL_SIZE_MASK]
-    job = CheckJob(name, check, mask, options.stitch.threshold)
+    job = CheckJob(name, check, result.level(MASK, 0), options.stitch.threshold)
     comparisons: list[BlockComparison] = []
     with connect(network) as pool:
         pool.run(job, blocks, lambda _block, comparison: comparisons.append(comparison))

@@ -11,23 +11,24 @@ import errno
 import os
 from pathlib import Path
 
-from unet.storage.location import Location, RemotePath
-
 NOT_SUPPORTED = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)  # by some network file systems
 
 
-def sync_file(path: Location) -> None:
-    """Have a file's content, and its name in its folder, on the disk."""
-    if isinstance(path, RemotePath):
-        return
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, and have their names on the disk."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in missing:
+        sync_folder(path.parent)
+
+
+def sync_file(path: Path) -> None:
+    """Have a file's content on the disk; its name in its folder is `sync_folder`'s."""
     _sync(path)
-    sync_folder(path.parent)
 
 
-def sync_folder(folder: Location) -> None:
+def sync_folder(folder: Path) -> None:
     """Have the names in a folder on the disk, where the file system can say when they are."""
-    if isinstance(folder, RemotePath):
-        return
     try:
         _sync(folder)
     except OSError as error:

@@ -12,29 +12,13 @@ file itself is put into its place only if nothing is there.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from unet.errors import SourceError, StoreError
+from unet.errors import SourceError
 from unet.model.folder import file_sha256
 from unet.storage.durable import sync_file
-from unet.storage.manifest import read_manifest, write_manifest
-
-Look = tuple[int, int]  # bytes, and the time of the last change in nanoseconds
-
-
-@dataclass(frozen=True)
-class Record:
-    """The manifest that says how a file looked when it was there.
-
-    look     of the file, when it was checked
-    repairs  how often it was fetched or checked again, since it was gone or had another look
-    """
-
-    look: Look
-    repairs: int
-
+from unet.storage.repairs import read_repairs, write_repairs
 
 def is_there(file: Path, sha256: str) -> bool:
     """Whether a file is in its place. Raises SourceError if something else is there."""
@@ -81,25 +65,15 @@ def _link(source: Path, target: Path) -> None:
 
 def write_record(record: Path, file: Path, repairs: int) -> None:
     """Write the record of a file that is in its place."""
-    write_manifest(record, Record(_look(file), repairs))
+    write_repairs(record, _look(file), repairs)
 
 
-def read_repairs(record: Path, file: Path) -> int:
-    """How often a file was fetched or checked again: once more than before, if it has to be now.
-
-    Why a number: a rule runs again when its parameter changes, and then never for that again. Why
-    not in the receipt: the job asks again, when Snakemake has deleted that.
-    """
-    if not record.exists():
-        return 0
-    try:
-        written = read_manifest(record, Record)
-    except StoreError:  # damaged: a number that it never had
-        return -record.stat().st_mtime_ns
-    is_as_it_was = file.is_file() and _look(file) == written.look
-    return written.repairs + (not is_as_it_was)
+def fetched_repairs(record: Path, file: Path) -> int:
+    """How often a file was fetched or checked again: once more than before, if it has to be now."""
+    return read_repairs(record, lambda look: file.is_file() and _look(file) == look)
 
 
-def _look(file: Path) -> Look:
+def _look(file: Path) -> str:
+    """Bytes, and the time of the last change in nanoseconds."""
     stat = file.stat()
-    return stat.st_size, stat.st_mtime_ns
+    return f"{stat.st_size} {stat.st_mtime_ns}"

@@ -9,25 +9,22 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePath, PurePosixPath
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import quote, unquote
 
 import obstore
 from obstore.exceptions import AlreadyExistsError
 from obstore.store import HTTPStore, S3Store
 
-from unet.errors import ConfigError, StoreError
+from unet.errors import ConfigError
 from unet.storage.server import FIRST_PATIENCE, client, connect, translate_errors
 
 NEAR = 1 << 16  # a gap of fewer bytes is read too, since a second request costs more
-PARALLEL_COPIES = 16
 BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,62}")
 HOST = re.compile(r"[A-Za-z0-9._-]+(:\d+)?")
 
@@ -148,11 +145,6 @@ class RemotePath:
         with translate_errors(self), suppress(AlreadyExistsError):
             obstore.put(self._client, self.key, content, mode="create")
 
-    def unlink(self, *, missing_ok: Literal[True]) -> None:  # noqa: ARG002
-        """Delete the object, if there is one."""
-        with translate_errors(self):
-            obstore.delete(self._client, self.key)
-
     def copy_to(self, target: RemotePath) -> None:
         """Copy the object inside its bucket; the server copies, so no bytes pass through here."""
         with translate_errors(self):
@@ -227,25 +219,28 @@ def files(folder: Location) -> Iterator[Entry]:
             yield Entry(path.as_posix(), stat.st_size, stat.st_mtime_ns)
 
 
-def sizes(folder: Location) -> Callable[[Location], int | None]:
-    """A function that gives the bytes of a file under a folder; None if there is no such file.
+Version = tuple[int, int | str]
+
+
+def versions(folder: Location) -> Callable[[Location], Version | None]:
+    """A function that gives the `version` of a file under a folder; None if there is no such file.
 
     Why a function: a local disk is asked for each file, a server once for all files.
     """
     if isinstance(folder, RemotePath):
-        sizes_by_file = {folder / entry.path: entry.size for entry in files(folder)}
-        return lambda file: sizes_by_file.get(file)  # type: ignore[arg-type]
+        by_file = {folder / entry.path: (entry.size, entry.version) for entry in files(folder)}
+        return lambda file: by_file.get(file)  # type: ignore[arg-type]
 
-    def size(file: Location) -> int | None:
+    def local_version(file: Location) -> Version | None:
         try:
-            return file.stat().st_size
-        except FileNotFoundError:
+            return version(file)
+        except (FileNotFoundError, NotADirectoryError):
             return None
 
-    return size
+    return local_version
 
 
-def version(file: Location) -> tuple[int, int | str]:
+def version(file: Location) -> Version:
     """The bytes of a file, and what changes with its content. Raises FileNotFoundError."""
     if isinstance(file, RemotePath):
         remote_stat = file.stat()
@@ -254,65 +249,17 @@ def version(file: Location) -> tuple[int, int | str]:
     return stat.st_size, stat.st_mtime_ns
 
 
-def check(location: Location, *, to_write: bool = False) -> None:
+def check(location: Location) -> None:
     """Raise the errors of a server before any work: no answer, keys refused, no such bucket."""
     if isinstance(location, Path):
         return
     server = connect(location.root, patience=FIRST_PATIENCE)
-    probe = (location / ".probe").key
     with translate_errors(location):
         if location._can_list:  # the answer for a missing object says nothing of its bucket
             next(iter(obstore.list(server, location.key or None, chunk_size=1)), None)
         else:
             with suppress(FileNotFoundError):
-                obstore.head(server, location.key)
-        if to_write:
-            obstore.put(server, probe, b"")
-            obstore.delete(server, probe)
-
-
-def link_tree(source: Location, target: Location) -> None:
-    """Make the files of a store appear at `target` too, if possible without copying their bytes.
-
-    On a disk they become hard links, or copies where the file system has no links. A server copies
-    them itself, inside one bucket. Files that are there already stay. Raises StoreError where one
-    location is on a disk and the other on a server, or where the buckets differ.
-    """
-    if isinstance(source, Path) and isinstance(target, Path):
-        shutil.copytree(source, target, copy_function=_link, dirs_exist_ok=True)
-    elif (
-        isinstance(source, RemotePath)
-        and isinstance(target, RemotePath)
-        and source.root == target.root
-    ):
-        size_of = sizes(target)
-        missing = [e for e in files(source) if size_of(target / e.path) != e.size]
-        with ThreadPoolExecutor(PARALLEL_COPIES) as pool:
-            list(pool.map(lambda e: (source / e.path).copy_to(target / e.path), missing))
-    else:
-        raise StoreError(
-            f"Expected the ingested image where the result is built, at {target.parent}, but it is "
-            f"{source}: `stores` was changed since. Run again with --forcerun ingest."
-        )
-
-
-def _link(file: str, copy: str) -> None:
-    target, partial = Path(copy), Path(f"{copy}.partial")
-    if target.exists() and _is_same(Path(file), target):
-        return
-    partial.unlink(missing_ok=True)
-    try:
-        os.link(file, partial)
-    except OSError:
-        shutil.copy2(file, partial)
-    partial.replace(target)
-
-
-def _is_same(file: Path, copy: Path) -> bool:
-    """Whether `copy` is a link to the file, or a copy of its present content."""
-    stat, copy_stat = file.stat(), copy.stat()
-    is_copy = (stat.st_size, stat.st_mtime_ns) == (copy_stat.st_size, copy_stat.st_mtime_ns)
-    return file.samefile(copy) or is_copy
+                obstore.head(server, (location / ".probe").key)
 
 
 def _local(text: str) -> Path:

@@ -6,7 +6,7 @@ is ever left. It also holds where Snakemake's own does not: for a job that outli
 Why a range: byte k of the file stands for block k. The slabs of one run share no block, so they do
 not exclude each other. Every other stage locks the whole file.
 
-Behind a URL there are no such locks: there one results folder owns the stores of an image.
+Behind a URL there are no such locks: `ownership.claim` keeps other results folders out.
 """
 
 from __future__ import annotations
@@ -17,11 +17,8 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from uuid import uuid4
 
 from unet.errors import RunError
-from unet.storage.location import RemotePath
-from unet.storage.manifest import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -60,27 +57,3 @@ def lock_file(file: Path, blocks: range | None = None) -> Iterator[None]:
                 *(file.parent, error),
             )
         yield
-
-
-def refuse_other_owner(home: RemotePath, own: Path) -> None:
-    """Have the stores of an image behind a URL written from one results folder only.
-
-    Why: what was done is recorded in the results folder. A second folder, on this machine or on
-    another, would do it all again, perhaps on another kind of processor, over blocks that the first
-    has recorded and perhaps published.
-
-    home  the stores, where an object keeps the name of that folder
-    own   a file of the results folder with its name, made where there is none
-
-    Raises RunError where another folder was the first.
-    """
-    if not own.exists():
-        write_whole(own, uuid4().hex.encode())
-    name, owner = own.read_bytes(), home / "owner"
-    owner.write_new(name)
-    if owner.read_bytes() != name:
-        raise RunError(
-            f"Expected {home} to be written from this results folder only, but another one was "
-            f"the first, here or on another machine. Go on from that one, or choose another "
-            f"`stores` or another name for this image. If it is gone for good, delete {owner}."
-        )

@@ -2,7 +2,8 @@
 
 A manifest is a frozen dataclass. Equal content gives equal bytes, so Snakemake sees that nothing
 changed and does not run what depends on it. What is read is checked by msgspec against the types of
-the fields, since a manifest may be of another version, or changed by hand.
+the fields, since a manifest may be of another version. Its last key is a checksum of the others: a
+digit that was changed on the disk, or by hand, would give another mask without a word.
 """
 
 from __future__ import annotations
@@ -16,24 +17,19 @@ from typing import Any, TypeVar, cast
 import msgspec
 
 from unet.errors import StoreError
-from unet.storage.durable import sync_file, sync_folder
+from unet.storage.digest import digest
+from unet.storage.ownership import write_whole
 
 T = TypeVar("T")
+
+CHECKSUM = "checksum"
 
 
 def write_manifest(path: Path, manifest: Any) -> None:
     """Write a dataclass as JSON."""
-    write_whole(path, (json.dumps(dataclasses.asdict(manifest), indent=2) + "\n").encode())
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file of which a reader sees the old content or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(content)
-    sync_file(partial)
-    partial.replace(path)
-    sync_folder(path.parent)
+    content = dataclasses.asdict(manifest)
+    with_checksum = {**content, CHECKSUM: _checksum(content)}
+    write_whole(path, (json.dumps(with_checksum, indent=2) + "\n").encode())
 
 
 def read_manifest(path: Path, kind: type[T]) -> T:
@@ -44,6 +40,7 @@ def read_manifest(path: Path, kind: type[T]) -> T:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+        checksum = content.pop(CHECKSUM, None) if isinstance(content, dict) else None
         manifest = msgspec.convert(content, kind)
     except FileNotFoundError as error:
         raise StoreError(
@@ -60,7 +57,14 @@ def read_manifest(path: Path, kind: type[T]) -> T:
     difference = next(_differing_keys(content, dataclasses.asdict(cast(Any, manifest))), None)
     if difference is not None:
         raise _not_a_manifest(path, difference)
+    if checksum != _checksum(content):
+        raise _not_a_manifest(path, "its checksum is of another content")
     return manifest
+
+
+def _checksum(content: dict[str, Any]) -> str:
+    """Of the content of a manifest, however its lines are laid out."""
+    return digest(json.dumps(content, sort_keys=True).encode()).hex()
 
 
 def _differing_keys(content: Any, read: Any, place: str = "") -> Iterator[str]:
@@ -85,6 +89,6 @@ def _differing_keys(content: Any, read: Any, place: str = "") -> Iterator[str]:
 
 def _not_a_manifest(path: Path, why: str) -> StoreError:
     return StoreError(
-        f"Expected {path} to be a manifest of this version, but it does not read as one "
+        f"Expected {path} to be a manifest of this version, as it was written, but it is not "
         f"({why}). Delete it and run the workflow again."
     )

@@ -4,46 +4,61 @@ Why whole shards: Zarr cannot write a part of a shard, so two writers inside one
 A block is one shard of its store and one task owns it. Then no lock is needed, and the bytes do not
 depend on the order.
 
+Why a shard is made in memory and then written whole: an old shard in its place, perhaps damaged, is
+not read; what is written has a digest, which the ledger keeps; and the file is never half written.
+
 Why checksums: Zarr checks a shard's index, but its payload only if asked. With `Crc32cCodec` a
 flipped bit is an error.
 
 Why empty chunks are written: a shard that is left out because it holds only zeros looks like a
 hole.
 
-A store lies on a disk or behind a URL (`location`); Zarr reads and writes both. Zarr takes a
-missing shard for zeros, so whether a shard is there is checked here.
+A store lies on a disk or behind a URL (`location`); Zarr reads both. Zarr takes a shard that is
+missing or empty for zeros, so whether a shard is there is checked here.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice, product
-from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numpy as np
 import zarr
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
-from zarr.errors import ContainsArrayError, ContainsGroupError
-from zarr.storage import ObjectStore
+from zarr.core.array_spec import ArrayConfig
+from zarr.core.buffer import Buffer
+from zarr.storage import MemoryStore, ObjectStore, StorePath
 
 from unet.errors import SourceError, StoreError
 from unet.planning.axes import GRID, ORDER, Sizes
 from unet.planning.geometry import BlockGrid, Box, runs
 from unet.planning.image import ImageRef, IngestedImage
 from unet.planning.layout import Layout
-from unet.storage.durable import sync_file, sync_folder
+from unet.storage.digest import digest
 from unet.storage.foreign_zarr import open_foreign_array
 from unet.storage.ledger import Written
-from unet.storage.location import Location, files, locate, sizes
+from unet.storage.location import (
+    Location,
+    RemotePath,
+    Version,
+    files,
+    locate,
+    version,
+    versions,
+)
+from unet.storage.metadata import NAME, Document, read_document, write_document
+from unet.storage.ownership import write_whole
 from unet.storage.server import translate_errors
 
 RESTORE_FILE = "Restore the file from a copy."
+WRITE_ALL = ArrayConfig(order="C", write_empty_chunks=True)
 NAMED_FILES = 4
+IDENTITY = ("node_type", "shape", "data_type", "chunk_grid")  # of an array, in its zarr.json
 
 
 class ImageArray:
@@ -74,7 +89,6 @@ class ImageArray:
         self.axes = axes
         self.channels = channels
         self.own = own
-        self._synced_folders: set[Location] = set()
 
     @property
     def grid(self) -> BlockGrid:
@@ -117,28 +131,23 @@ class ImageArray:
         slices = dict(zip(GRID, box.slices, strict=True))
         region = tuple(slices.get(axis, slice(None)) for axis in self.axes)
         shape = [n for n, axis in zip(values.shape, ORDER, strict=True) if axis in self.axes]
-        with translate_errors(self.location):
-            try:
-                self.array[region] = values.reshape(shape)
-            except (ValueError, OSError, RuntimeError) as error:
-                _raise_system_error(error)
-                # Zarr first reads the old shard where the image does not fill it: it is damaged.
-                self.shard_file(index).unlink(missing_ok=True)
-                self.array[region] = values.reshape(shape)
-        return Written(self._sync_block(index), processor)
+        shard = _encode(self.array, region, values.reshape(shape))
+        file = self.shard_file(index)
+        write_whole(file, shard)
+        return Written(len(shard), digest(shard).hex(), version(file)[1], processor)
 
     def shard_file(self, index: int) -> Location:
         """The file that holds block number `index` of an array written by this project."""
         position = dict(zip(GRID, self.grid.position(index), strict=True))
         return self._file(tuple(position.get(axis, 0) for axis in self.axes))
 
-    def shard_sizes(self) -> Callable[[int], int | None]:
-        """A function from a block's number to the bytes of its file, None where there is none.
+    def shard_versions(self) -> Callable[[int], Version | None]:
+        """A function that gives the size and version of a block's file; None where there is none.
 
-        The folder is listed once, so that many blocks cost one listing.
+        Why a function: a local disk is asked for each file, a server once for all files.
         """
-        size_of = sizes(self.location)
-        return lambda index: size_of(self.shard_file(index))
+        version_of = versions(self.location)
+        return lambda index: version_of(self.shard_file(index))
 
     def _on_grid(self, own_sizes: Sizes) -> Sizes:
         """Sizes on the array's own axes, as (t, z, y, x): 1 where the array has no such axis."""
@@ -171,24 +180,13 @@ class ImageArray:
             f"with --forcerun ingest or --forcerun predict, which makes only this one."
         )
 
-    def _sync_block(self, index: int) -> int:
-        """Have the shard of a block on the disk itself; returns its bytes."""
-        file = self.shard_file(index)
-        sync_file(file)
-        folder = file.parent
-        while folder not in self._synced_folders and folder != self.location:
-            self._synced_folders.add(folder)  # what names the next shard in it is there then
-            folder = folder.parent
-            sync_folder(folder)
-        return file.stat().st_size
-
     def _refuse_holes(self, box: Box) -> None:
         for file in self._shard_files(box):
-            if not file.exists():
+            if not _size(file):
                 raise StoreError(
-                    f"Expected the file {file}, written by an earlier stage, and found none: it "
-                    f"was deleted since. Run the stage that made it again, with --forcerun ingest "
-                    f"or --forcerun predict."
+                    f"Expected the file {file}, written by an earlier stage, but it is missing or "
+                    f"empty: it was deleted or changed since. Run the stage that made it again, "
+                    f"with --forcerun ingest or --forcerun predict."
                 )
 
     def _shard_files(self, box: Box) -> Iterator[Location]:
@@ -223,30 +221,42 @@ def _raise_system_error(error: Exception) -> None:
         raise error
 
 
+def array_document(layout: Layout) -> Document:
+    """The zarr.json of an array, without attributes, as Zarr makes it in memory."""
+    documents: dict[str, Buffer] = {}
+    zarr.create_array(
+        MemoryStore(documents),
+        shape=layout.on_disk(layout.shape),
+        dtype=layout.dtype,
+        chunks=layout.on_disk(layout.chunk),
+        shards=layout.on_disk(layout.shard),
+        compressors=_codecs(np.dtype(layout.dtype)),
+        dimension_names=list(layout.axes),
+        fill_value=0,
+        zarr_format=3,
+    )
+    document: Document = json.loads(documents[NAME].to_bytes())
+    return document
+
+
+def _codecs(dtype: np.dtype) -> list[Any]:
+    """Integers compress well and read everywhere as zstd; floats need speed and a byte shuffle."""
+    if dtype.kind == "f":
+        fast = BloscCodec(cname="lz4", clevel=1, shuffle="shuffle", typesize=dtype.itemsize)
+        return [fast, Crc32cCodec()]
+    return [ZstdCodec(level=1), Crc32cCodec()]
+
+
 def create_array(group: Location, name: str, layout: Layout) -> ImageArray:
-    """Make the empty array `name` of a group, or open it where it is already as it should be.
+    """Make the empty array `name` of a group of ours, or open it; its zarr.json is then right.
 
     Raises StoreError where another array is in its place.
     """
-    path = group / name
-    if not (path / "zarr.json").exists():
-        with (
-            translate_errors(path),
-            suppress(ContainsArrayError),  # another job of this run was quicker
-        ):
-            zarr.create_array(
-                _zarr_store(path),
-                shape=layout.on_disk(layout.shape),
-                dtype=layout.dtype,
-                chunks=layout.on_disk(layout.chunk),
-                shards=layout.on_disk(layout.shard),
-                compressors=_codecs(np.dtype(layout.dtype)),
-                dimension_names=list(layout.axes),
-                fill_value=0,
-                zarr_format=3,
-            )
-        sync_file(path / "zarr.json")
-        sync_folder(group)
+    path, expected = group / name, array_document(layout)
+    actual = read_document(path)
+    if actual is not None:
+        _refuse_another(path, expected, actual)
+    write_document(path, expected)
     return open_array(group, name, layout)
 
 
@@ -254,14 +264,18 @@ def open_array(group: Location, name: str, layout: Layout) -> ImageArray:
     """Open the array `name` of a group. Raises StoreError where none or another is in its place."""
     path = group / name
     opened = ArrayRef(path, layout.axes).open(writable=True)
-    actual = (opened.array.shape, str(opened.array.dtype), opened.array.shards)
-    expected = (layout.on_disk(layout.shape), layout.dtype, layout.on_disk(layout.shard))
-    if actual != expected:
-        raise StoreError(
-            f"Expected at {path} an array of shape, dtype and shards {expected}, got {actual}: a "
-            f"store of another run. Move it away, or choose another name for this image."
-        )
+    _refuse_another(path, array_document(layout), read_document(path) or {})
     return opened
+
+
+def _refuse_another(path: Location, expected: Document, actual: Document) -> None:
+    differing = [key for key in IDENTITY if actual.get(key) != expected[key]]
+    if differing:
+        wanted, found = ({key: each.get(key) for key in differing} for each in (expected, actual))
+        raise StoreError(
+            f"Expected at {path} an array with {wanted}, got {found}: a store of another run. Move "
+            f"it away, or choose another name for this image."
+        )
 
 
 def open_image(image: ImageRef) -> ImageArray:
@@ -276,23 +290,18 @@ def _open(path: Location, mode: str) -> zarr.Array[Any]:
         with translate_errors(path):
             opened = zarr.open_array(_zarr_store(path), mode=cast(Any, mode))
     except (FileNotFoundError, ValueError, KeyError) as error:
-        if (path / "zarr.json").exists():
-            cause = "Its zarr.json is damaged: delete the folder that ends with .ome.zarr"
+        if (path / NAME).exists():
+            cause = "Its zarr.json is damaged: restore it"
         else:
             cause = "It was moved or deleted since its stage ended: restore it"
         raise StoreError(
             f"Expected a Zarr array at {path}, and found none ({error}). {cause}, and run again "
             f"with --forceall, which does again only what is missing."
         ) from error
-    return opened.with_config({"write_empty_chunks": True})
+    return opened
 
 
 Image = TypeVar("Image", bound=ImageRef)
-
-
-def absolute(image: Image) -> Image:
-    """The image with a path that workers find wherever they were started."""
-    return replace(image, store=str(locate(image.store).absolute()))
 
 
 def file_signature(image: ImageRef) -> str:
@@ -315,45 +324,26 @@ def refuse_changed(image: IngestedImage) -> None:
         )
 
 
-def write_attributes(group: Location, attributes: dict[str, Any]) -> None:
-    """Make `group` a Zarr v3 group with these attributes, over those that it has, by one write."""
-    with translate_errors(group):
-        try:
-            zarr.create_group(_zarr_store(group), attributes=attributes, zarr_format=3)
-        except ContainsGroupError:
-            opened = zarr.open_group(_zarr_store(group), mode="r+", zarr_format=3)
-            if all(opened.attrs.get(key) == value for key, value in attributes.items()):
-                return
-            opened.update_attributes(attributes)
-    sync_file(group / "zarr.json")
-
-
-def delete_partial_files(folder: Location) -> None:
-    """Delete what killed writers left half written; only while nothing writes there.
-
-    On a server there is nothing to do: an object is written whole or not at all.
-    """
-    for partial in folder.rglob("*.partial") if isinstance(folder, Path) else ():
-        partial.unlink(missing_ok=True)
-
-
-def read_attributes(group: Location) -> dict[str, Any]:
-    """The attributes of a group; none where there is no group."""
-    try:
-        with translate_errors(group):
-            return dict(zarr.open_group(_zarr_store(group), mode="r").attrs)
-    except (FileNotFoundError, ValueError):
-        return {}
-
-
-def _zarr_store(location: Location) -> Path | ObjectStore[Any]:
+def _zarr_store(location: Location) -> ObjectStore[Any] | str:
     """What Zarr opens: a path as it is, a URL through a store."""
-    return location if isinstance(location, Path) else ObjectStore(location.objects())
+    return ObjectStore(location.objects()) if isinstance(location, RemotePath) else str(location)
 
 
-def _codecs(dtype: np.dtype) -> list[Any]:
-    """Integers compress well and read everywhere as zstd; floats need speed and a byte shuffle."""
-    if dtype.kind == "f":
-        fast = BloscCodec(cname="lz4", clevel=1, shuffle="shuffle", typesize=dtype.itemsize)
-        return [fast, Crc32cCodec()]
-    return [ZstdCodec(level=1), Crc32cCodec()]
+def _encode(array: zarr.Array[Any], region: tuple[slice, ...], values: NDArray[Any]) -> bytes:
+    """The bytes of the one shard of `array` that `region` is, as Zarr would write them."""
+    shards: dict[str, Buffer] = {}
+    path = StorePath(MemoryStore(shards))
+    in_memory: zarr.Array[Any] = zarr.Array(
+        zarr.AsyncArray(metadata=array.metadata, store_path=path)
+    )
+    in_memory.with_config(WRITE_ALL)[region] = values
+    (shard,) = shards.values()
+    return shard.to_bytes()
+
+
+def _size(file: Location) -> int:
+    """The bytes of a file; 0 where there is none."""
+    try:
+        return file.stat().st_size
+    except FileNotFoundError:
+        return 0

@@ -3,11 +3,15 @@
     results/<name>/
         ingest.json  split.json  predict/<slab>.json  stitch.json    manifests, one a stage
         <name>.ome.zarr                                              the result
+        stitch-<fingerprint>/<name>.ome.zarr                         the result that is being built
+        written/stitch-<fingerprint>.json                            what a result consists of
+        written/last.json                                            which was the last, if it is whole
         work/<stage>-<fingerprint>/                                  a store and its ledger
 
 The stores may lie elsewhere, on another disk or behind a URL: then <stores>/<name>/ holds the same
-without the manifests and ledgers, which stay here. Behind a URL nothing can be renamed, so a result
-is built where it ends, in a folder of its own run: stitch-<fingerprint>/<name>.ome.zarr.
+without the manifests, records and ledgers, which stay here; its file `owner` names this folder.
+A result is built beside its place, on the same disk, also where `work` is a link to another. Behind
+a URL nothing can be renamed, so there it stays where it was built.
 
 A folder in `work` is named by everything that its pixels depend on. So a changed model, setting or
 input never meets the pixels of another run, two jobs of one run share a folder without asking each
@@ -22,7 +26,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from unet.storage.location import Location, RemotePath, locate
-from unet.storage.locks import lock_file, refuse_other_owner
+from unet.storage.locks import lock_file
+from unet.storage.ownership import claim
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,10 @@ class Workspace:
     root: Path
     stores: str | None = None
     recompute: Mapping[str, Set[int]] = field(default_factory=dict)
+
+    def to_recompute(self, array: str) -> Set[int]:
+        """The blocks of an array to make again."""
+        return self.recompute.get(array, frozenset())
 
     @property
     def name(self) -> str:
@@ -56,9 +65,8 @@ class Workspace:
 
     def built(self, run: str) -> tuple[Location, Location]:
         """Where the OME-Zarr of a run is built, and where it ends: one place, behind a URL."""
-        if isinstance(self.home, RemotePath):
-            return (self.home / run / self.result.name,) * 2
-        return self.home / "work" / run / "result.ome.zarr", self.result
+        built = self.home / run / self.result.name
+        return built, built if isinstance(built, RemotePath) else self.result
 
     def manifest(self, stage: str) -> Path:
         """The manifest of ingest, split or stitch."""
@@ -68,9 +76,19 @@ class Workspace:
         """The folder of a stage for one fingerprint; it need not be there yet."""
         return self.home / "work" / f"{stage}-{fingerprint}"
 
-    def ledger(self, work: Location) -> Path:
-        """The folder of the ledger of what is in `work`, which stays beside the manifests."""
-        return self.root / "work" / work.name / "ledger"
+    def ledger(self, work: str) -> Path:
+        """The folder of the ledger of a folder in `work`, which stays beside the manifests."""
+        return self.root / "work" / work / "ledger"
+
+    @property
+    def records(self) -> Path:
+        """The folder of the records of what each run wrote as its result."""
+        return self.root / "written"
+
+    @property
+    def repairs(self) -> Path:
+        """The record of the last result, by which a damaged one is seen; see `storage.repairs`."""
+        return self.root / "written" / "last.json"
 
     @contextmanager
     def lock(self, blocks: range | None = None) -> Iterator[None]:
@@ -78,6 +96,5 @@ class Workspace:
         home = self.home
         folder = self.root if isinstance(home, RemotePath) else home
         with lock_file(folder / "work" / "lock", blocks):
-            if isinstance(home, RemotePath):
-                refuse_other_owner(home, self.root / "work" / "owner")
+            claim(self.root, home)
             yield

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from unet.errors import StoreError
 from unet.network.unet import UNet
-from unet.storage.manifest import write_whole
+from unet.storage.ownership import write_whole
 
 Row = dict[str, Any]
 

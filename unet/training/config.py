@@ -148,6 +148,10 @@ class Training:
         model = find_model(self.start)
         return [model.weights, model.folder / "model.yaml"]
 
+    def starts_from(self, folder: Path) -> bool:
+        """Whether it starts from the weights in this folder."""
+        return any(file.parent.resolve() == folder.resolve() for file in self.start_files)
+
     @property
     def paths(self) -> list[str]:
         """Every path of an image, a label or a mask, in order."""

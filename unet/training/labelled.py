@@ -11,6 +11,7 @@ pixel of a validation part.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,6 @@ from scipy import ndimage  # type: ignore[import-untyped]
 
 from unet.errors import SourceError
 from unet.evaluation.labels import labels_to_classes
-from unet.model.folder import file_sha256
 from unet.model.normalisation import Normalisation, summarise
 from unet.planning.geometry import Box
 from unet.sources import open_source
@@ -168,14 +168,16 @@ def pixel_digest(pixels: NDArray[np.generic]) -> str:
     return digest.hexdigest()
 
 
-def training_identity(training: Training, split: LabelledData) -> list[Any]:
-    """Everything that the trained weights depend on: settings, start weights, pixels in order."""
+def training_identity(training: Training, split: LabelledData, starts: Sequence[str]) -> list[Any]:
+    """Everything that the trained weights depend on: settings, start weights, pixels in order.
+
+    starts  the sha256 of each file of weights to start from
+    """
     images = [asdict(image) | {"set": None, "validate": None} for image in training.images]
     for image in images:
         for spec in ("image", "label", "annotated"):
             image[spec] = None  # a file may move; its pixels are in `trained_on`
-    starts = [file_sha256(file) for file in training.start_files]
-    return [training.settings() | {"start": None}, starts, images, split.trained_on]
+    return [training.settings() | {"start": None}, list(starts), images, split.trained_on]
 
 
 def _read(spec: SourceSpec) -> NDArray[np.generic]:

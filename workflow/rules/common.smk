@@ -10,6 +10,7 @@ from unet.errors import UserError
 from unet.execution.site import refuse_broken_settings
 from unet.stages import dependencies
 from unet.stages.places import refuse_clashes
+from unet.storage.workspace import Workspace
 from unet.training.config import read_training
 
 VERSION = version("unet-stitch")
@@ -73,25 +74,31 @@ def model_signature(wildcards):
     return dependencies.model_signature(model_of(wildcards))
 
 
-def is_incomplete(wildcards):
+def result_repairs(wildcards):
     folder = f"results/{wildcards.image}"
     slabs = gather.slab(f"{folder}/predict/{{scatteritem}}.json")
-    return dependencies.is_incomplete(Path(folder), slabs)
+    workspace = Workspace(Path(folder), CONFIG.stores)
+    return dependencies.result_repairs(workspace, tuple(slabs))
 
 
 def train_files(wildcards):
-    """The files of the labelled images, each once, and of the weights to start from."""
+    """What rules make of the labelled images; of each once."""
     if TRAINING is None:
         raise WorkflowError(
             "There is nothing to train: the configuration has no section `train`. Name one that "
             "has, such as --configfile config/train.yaml."
         )
-    labelled = dict.fromkeys(file for path in TRAINING.paths for file in files_of(path))
-    return [*labelled, *map(str, TRAINING.start_files)]
+    return list(
+        dict.fromkeys(file for path in TRAINING.paths for file in files_of(path))
+    )
 
 
 def train_signatures(wildcards):
     return [signature_of(path) for path in TRAINING.paths] if TRAINING else []
+
+
+def train_repairs(wildcards):
+    return dependencies.training_repairs(TRAINING_NAME)
 
 
 def evaluated_files(wildcards):

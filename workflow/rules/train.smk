@@ -1,11 +1,8 @@
 rule train:
     input:
-        train_files,
+        ancient(train_files),
     output:
-        model=f"models/{TRAINING_NAME}/model.yaml",
-        weights=f"models/{TRAINING_NAME}/weights.safetensors",
-        curves=f"models/{TRAINING_NAME}/curves.csv",
-        picture=f"models/{TRAINING_NAME}/curves.svg",
+        touch(f"models/.receipts/{TRAINING_NAME}"),
     log:
         f"logs/train/{TRAINING_NAME}.log",
     benchmark:
@@ -18,6 +15,7 @@ rule train:
     params:
         training=config.get("train"),
         signatures=train_signatures,
+        repairs=train_repairs,
         version=VERSION,
     script:
         "../../scripts/train.py"
