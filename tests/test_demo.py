@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unet.errors import SourceError
-from unet.storage.fetched_file import is_there, place, fetched_repairs, write_record
+from unet.storage.fetched_file import fetched_repairs, is_there, place, write_record
 
 download = run_path(str(REPOSITORY / "scripts" / "download.py"))["download"]
 

@@ -35,6 +35,7 @@ from unet.planning.options import SplitOptions
 from unet.planning.plan import Plan, make_plan
 from unet.storage.block_store import BlockStore
 from unet.storage.ledger import Ledger, Written
+from unet.storage.location import Version, version
 from unet.storage.store import ImageArray, create_array
 
 PLAN_SECONDS, PLAN_MEGABYTES = 10.0, 500.0
@@ -49,6 +50,9 @@ TINY_BLOCKS = replace(
 COLUMNS = "   blocks   plan s   plan MB  check s      done  ms cpu/blk   ms/block   grown MB"
 
 
+EMPTY = Written(1, "", 0)  # a block of one byte
+
+
 @dataclass(frozen=True)
 class EmptyJob:
     """A job of no cost."""
@@ -57,15 +61,15 @@ class EmptyJob:
 
     def open(self) -> Callable[[int], Written]:
         """Nothing is opened, and nothing done."""
-        return lambda _block: Written(1)
+        return lambda _block: EMPTY
 
 
 class ArrayWithoutFiles(ImageArray):
     """An array whose blocks seem to be there as they were recorded: each of one byte."""
 
-    def shard_sizes(self) -> Callable[[int], int | None]:
+    def shard_versions(self) -> Callable[[int], Version | None]:
         """One byte for each block."""
-        return lambda _index: 1
+        return lambda _index: (EMPTY.bytes, EMPTY.version)
 
 
 def make_plan_of(side: int, model: Path, options: SplitOptions) -> Plan:
@@ -117,7 +121,7 @@ def measure_row(blocks: int, done: int, folder: Path) -> bool:
     )
     with Ledger(store.ledger, "before") as ledger:
         for block in range(max(0, plan.blocks - done)):
-            ledger.add(block, Written(1))
+            ledger.add(block, EMPTY)
     begin = time.monotonic()
     is_done = store.done()
     check_seconds = time.monotonic() - begin
@@ -163,7 +167,7 @@ def measure_restart(files: int, folder: Path) -> bool:
             file = Path(str(array.shard_file(block)))
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(b"1")
-            ledger.add(block, Written(1))
+            ledger.add(block, replace(EMPTY, version=version(file)[1]))
     begin = time.monotonic()
     with connect(Machines.for_data(None, 1)) as pool:
         resume(pool, EmptyJob("restart"), store, range(files + 1), "restart")

@@ -10,7 +10,7 @@ Nothing here opens an image or asks a server, so that a dry run is quick and nee
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -18,11 +18,12 @@ from typing import Any
 
 from unet.config import Config
 from unet.fingerprint import fingerprint
-from unet.model.folder import ModelSpec, find_model
+from unet.model.folder import ModelSpec, file_sha256, find_model
 from unet.sources import file_signature
 from unet.storage.repairs import read_repairs
 from unet.storage.result_record import looks_whole
 from unet.storage.workspace import Workspace
+from unet.training.config import Training
 from unet.training.trained_model import TrainedModel, model_folder, record_file
 
 SIGNED_FILES = 10_000  # of an image, at most. Of each, so that one more image changes no other
@@ -91,6 +92,16 @@ def result_repairs(workspace: Workspace, slabs: tuple[str, ...]) -> int:
         )
 
     return read_repairs(workspace.repairs, is_as_it_was)
+
+
+def start_signatures(training: Training) -> list[str]:
+    """What the weights hold that a training starts from; nothing where it goes on in their place.
+
+    There the weights change by the training itself.
+    """
+    if training.starts_from(model_folder(training.name)):
+        return []
+    return [file_sha256(file) for file in training.start_files]
 
 
 def training_repairs(name: str) -> int:

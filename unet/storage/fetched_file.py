@@ -20,6 +20,7 @@ from unet.model.folder import file_sha256
 from unet.storage.durable import sync_file
 from unet.storage.repairs import read_repairs, write_repairs
 
+
 def is_there(file: Path, sha256: str) -> bool:
     """Whether a file is in its place. Raises SourceError if something else is there."""
     if not os.path.lexists(file):

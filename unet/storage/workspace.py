@@ -5,7 +5,7 @@
         <name>.ome.zarr                                              the result
         stitch-<fingerprint>/<name>.ome.zarr                         the result that is being built
         written/stitch-<fingerprint>.json                            what a result consists of
-        written/last.json                                            which was the last, if it is whole
+        written/last.json                                            which was the last one
         work/<stage>-<fingerprint>/                                  a store and its ledger
 
 The stores may lie elsewhere, on another disk or behind a URL: then <stores>/<name>/ holds the same

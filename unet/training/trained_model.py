@@ -1,8 +1,9 @@
 """What a training left: so that it is not done again, and nothing of others makes way for it.
 
     models/<name>/.trained.json      in the model's folder: what was trained, and each of its files
-    models/.receipts/<name>          the receipt, which Snakemake may delete; <name>.json, the record
-    models/<name>.training/          beside it: checkpoints, and the folder that is being written
+    models/<name>.training/          checkpoints, and the folder that is being written
+    models/.receipts/<name>          the receipt, which Snakemake may delete
+    models/.receipts/<name>.json     the record, see `unet.storage.repairs`
 
 A model takes its place by renaming its folder, when it is whole. Until then the one before stays,
 also where the training started from it.

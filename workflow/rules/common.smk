@@ -97,6 +97,10 @@ def train_signatures(wildcards):
     return [signature_of(path) for path in TRAINING.paths] if TRAINING else []
 
 
+def train_starts(wildcards):
+    return dependencies.start_signatures(TRAINING) if TRAINING else []
+
+
 def train_repairs(wildcards):
     return dependencies.training_repairs(TRAINING_NAME)
 

@@ -15,6 +15,7 @@ rule train:
     params:
         training=config.get("train"),
         signatures=train_signatures,
+        starts=train_starts,
         repairs=train_repairs,
         version=VERSION,
     script:
