@@ -32,10 +32,11 @@ from unet.console import report_to
 from unet.execution.machines import Machines
 from unet.model.folder import ModelSpec, file_sha256
 from unet.planning.options import SplitOptions, StitchOptions
+from unet.planning.result_layout import FOLDERS, MASK
 from unet.sources.base import SourceSpec
 from unet.stages import ingest, predict, split, stitch
 from unet.stages.manifests import read_plan
-from unet.stages.probabilities import open_probabilities, probabilities_group
+from unet.stages.probabilities import create_probabilities, probabilities_group
 from unet.storage.ledger import recorded
 from unet.storage.workspace import Workspace
 
@@ -52,7 +53,7 @@ def run_all(source: SourceSpec, model: Path, workspace: Workspace, machines: Mac
 
 
 def mask_of(workspace: Workspace) -> Any:
-    return zarr.open_array(workspace.result / stitch.MASK / "0", mode="r")[:]
+    return zarr.open_array(workspace.result / FOLDERS[MASK] / "0", mode="r")[:]
 
 
 def assert_refused(action: Callable[[], Any], kind: str, message: str, log: Path) -> None:
@@ -388,12 +389,12 @@ def test_a_model_that_changed_since_the_split(
 
 def remove_shard(workspace: Workspace, block: int) -> None:
     plan = read_plan(workspace)
-    open_probabilities(plan, workspace).array.shard_file(block).unlink()
+    create_probabilities(plan, workspace).array.shard_file(block).unlink()
 
 
 def truncate_shard(workspace: Workspace, block: int) -> None:
     plan = read_plan(workspace)
-    shard = open_probabilities(plan, workspace).array.shard_file(block)
+    shard = create_probabilities(plan, workspace).array.shard_file(block)
     os.truncate(shard, shard.stat().st_size - 1)
 
 
@@ -560,7 +561,7 @@ def test_a_full_disk(
             run()
         plan = read_plan(workspace)
         assert_kept(files_in(finished.result), workspace.result)
-        done = [block for block, _ in recorded(open_probabilities(plan, workspace).ledger)]
+        done = [block for block, _ in recorded(create_probabilities(plan, workspace).ledger)]
         assert sorted(done) == list(range(plan.blocks)), "a block was predicted twice"
 
 

@@ -43,6 +43,7 @@ from unet.execution.machines import Machines
 from unet.model.folder import ModelSpec
 from unet.planning import layout
 from unet.planning.options import SplitOptions, StitchOptions
+from unet.planning.result_layout import FOLDERS, MASK
 from unet.sources.base import SourceSpec
 from unet.stages import ingest, predict, split, stitch
 from unet.storage import disk_space
@@ -255,7 +256,7 @@ def test_killed_workflows(case: Case, tmp_path: Path) -> None:
     probabilities = {n: c for n, c in stores(workspace).items() if n.startswith("probabilities")}
     expected = {n: c for n, c in stores(case.workspace).items() if n.startswith("probabilities")}
     assert probabilities == expected
-    masks = [files_in(each.result / stitch.MASK / "0") for each in (workspace, case.workspace)]
+    masks = [files_in(each.result / FOLDERS[MASK] / "0") for each in (workspace, case.workspace)]
     assert masks[0] == masks[1]
     assert set(times_done(workspace, "predict").values()) == {1}
     assert not list(workspace.root.rglob("*.partial"))

@@ -110,10 +110,22 @@ def test_what_is_damaged_is_named(damage, why, tmp_path):
         read_manifest(file, VerifyManifest)
 
 
+@given(data=st.data())
+def test_no_changed_value_is_read(data, tmp_path_factory):
+    """A digit that was changed on the disk, or by hand, is of the right type, but not what it was."""
+    file = tmp_path_factory.getbasetemp() / "manifest.json"
+    write_manifest(file, VERIFIED)
+    content = json.loads(file.read_text())
+    content["shards"] = data.draw(st.integers().filter(lambda number: number != VERIFIED.shards))
+    file.write_text(json.dumps(content))
+    with pytest.raises(StoreError, match="its checksum is of another content"):
+        read_manifest(file, VerifyManifest)
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"null", b"[]", b'"plan"', b"\xff\xfe", b"{}"])
 def test_what_is_no_manifest_at_all_is_refused(content, tmp_path):
     (tmp_path / "split.json").write_bytes(content)
-    with pytest.raises(StoreError, match=r"split\.json to be a manifest of this version, but it"):
+    with pytest.raises(StoreError, match=r"split\.json to be a manifest of this version, as"):
         read_manifest(tmp_path / "split.json", Plan)
 
 
@@ -124,5 +136,7 @@ def test_no_half_of_a_manifest_is_read(kind, data, tmp_path_factory):
     write_manifest(file, data.draw(st.from_type(kind)))
     content = file.read_bytes().rstrip()
     file.write_bytes(content[: data.draw(st.integers(0, len(content) - 1))])
-    with pytest.raises(StoreError, match="does not read as one"):
+    with pytest.raises(
+        StoreError, match="to be a manifest of this version, as it was written, but it is not"
+    ):
         read_manifest(file, kind)

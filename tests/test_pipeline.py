@@ -30,12 +30,12 @@ from unet.stages import ingest, predict, split, stitch
 from unet.stages.manifests import read_plan
 from unet.stages.probabilities import (
     create_probabilities,
-    open_probabilities,
     probabilities_array,
 )
-from unet.storage import ome, store
+from unet.storage import ome
 from unet.storage.ledger import recorded
 from unet.storage.manifest import read_manifest
+from unet.storage.ownership import delete_partial_files
 from unet.storage.workspace import Workspace
 
 CUT = {"shard": (64, 64), "chunk": (32, 32), "core": (32, 64)}
@@ -72,7 +72,7 @@ def stores(workspace: Workspace) -> dict[str, bytes]:
 
 def test_dask_equals_the_untiled_reference(finished, pixels, tiny_model):
     plan = read_plan(finished)
-    found = open_probabilities(plan, finished).array.array[0]
+    found = create_probabilities(plan, finished).array.array[0]
     expected = unet.predict(unet.load_model(tiny_model.folder), pixels)[1]
     assert plan.blocks == 12
     assert np.array_equal(found, expected)
@@ -171,7 +171,7 @@ def test_a_killed_worker_is_replaced_and_its_block_done_again(
     assert killed
     assert sorted(recorded_blocks) == list(range(plan.blocks))
     # As stitch does: the worker was killed while it wrote.
-    store.delete_partial_files(folder / "probabilities.ome.zarr")
+    delete_partial_files(folder / "probabilities.ome.zarr")
     assert stores(workspace) == stores(finished)
 
 
@@ -180,7 +180,7 @@ def test_a_hole_is_an_error_that_names_it_and_the_result_stays(source, tiny_mode
     workspace = Workspace(tmp_path / "image")
     plan = run_stages(source, tiny_model, workspace, **CUT)
     before = files_in(workspace.result)
-    open_probabilities(plan, workspace).array.shard_file(7).unlink()
+    create_probabilities(plan, workspace).array.shard_file(7).unlink()
     with pytest.raises(
         StoreError, match=r"1 are missing.*block 7 \(0:1 x 0:1 x 64:128 x 192:210\)"
     ):
@@ -195,7 +195,7 @@ def test_a_hole_is_an_error_that_names_it_and_the_result_stays(source, tiny_mode
 def test_a_flipped_bit_is_found(source, tiny_model, tmp_path):
     workspace = Workspace(tmp_path / "image")
     plan = run_stages(source, tiny_model, workspace, **CUT)
-    file = open_probabilities(plan, workspace).array.shard_file(3)
+    file = create_probabilities(plan, workspace).array.shard_file(3)
     content = bytearray(file.read_bytes())
     content[100] ^= 1
     file.write_bytes(content)
@@ -331,7 +331,7 @@ def test_a_damaged_shard_before_there_is_a_result_is_named(
     plan = run_stages(source, tiny_model, workspace, machines=machines, **CUT)
     shutil.rmtree(workspace.result)
     shutil.rmtree(next(workspace.root.glob("work/stitch-*")))
-    shard = open_probabilities(plan, workspace).array.shard_file(4)
+    shard = create_probabilities(plan, workspace).array.shard_file(4)
     content = bytearray(shard.read_bytes())
     content[len(content) // 3] ^= 1
     shard.write_bytes(content)

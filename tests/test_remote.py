@@ -21,6 +21,7 @@ from urllib.parse import quote
 
 import imagecodecs
 import numpy as np
+import obstore
 import pytest
 import tifffile
 import zarr
@@ -43,12 +44,12 @@ from unet.stages import ingest, predict, split, stitch, verify
 from unet.stages.manifests import IngestManifest
 from unet.stages.probabilities import (
     create_probabilities,
-    open_probabilities,
     probabilities_array,
 )
 from unet.storage import aws_profile, ome, server
 from unet.storage.ledger import Ledger, recorded
-from unet.storage.location import Location, RemotePath, files, link_tree, locate
+from unet.storage.link import link_shard
+from unet.storage.location import Location, RemotePath, files, locate
 from unet.storage.manifest import read_manifest
 from unet.storage.workspace import Workspace
 
@@ -131,7 +132,7 @@ def bucket(s3: Server, request: pytest.FixtureRequest) -> RemotePath:  # noqa: A
     made = locate(f"s3://{name}")
     assert isinstance(made, RemotePath)
     (made / "made").write_bytes(b"")
-    (made / "made").unlink(missing_ok=True)
+    delete(made / "made")
     return made
 
 
@@ -164,6 +165,10 @@ def on_disk(tmp_path_factory, source, tiny_model, machines):
 
 def objects_in(folder: Any) -> dict[str, bytes]:
     return {entry.path: (folder / entry.path).read_bytes() for entry in files(folder)}
+
+
+def delete(file: Location) -> None:
+    obstore.delete(server.client(file.root), file.key)
 
 
 def upload(folder: Path, target: RemotePath) -> RemotePath:
@@ -340,7 +345,15 @@ def test_a_run_on_s3_gives_the_same_bytes_as_one_on_the_disk(
     assert found == wanted
     assert len(wanted) > 30
     here = {name.split("/")[0] for name in files_in(workspace.root)}
-    assert here == {"ingest.json", "histograms.npy", "split.json", "predict", "stitch.json", "work"}
+    assert here == {
+        "ingest.json",
+        "histograms.npy",
+        "split.json",
+        "predict",
+        "stitch.json",
+        "work",
+        "written",
+    }
     assert_only_records(workspace.root / "work")
     before = objects_in(bucket)
     run_stages(spec, tiny_model, workspace, machines=machines, slabs=2, **CUT)
@@ -358,7 +371,7 @@ def test_stores_behind_a_url_are_written_from_one_results_folder_only(
         ingest.run(source, second, machines)
     assert objects_in(bucket) == before
     run_stages(source, tiny_model, first, machines=machines, **CUT)
-    (first.home / "owner").unlink(missing_ok=True)
+    delete(first.home / "owner")
     run_stages(source, tiny_model, second, machines=machines, **CUT)
     assert stores(second) == stores(on_disk)
 
@@ -392,9 +405,11 @@ def test_a_result_is_drawn_and_measured_wherever_it_lies(bucket, on_disk):
 
 
 def test_an_image_is_never_copied_into_a_bucket_of_another_name():
-    image, result = locate("s3://one/image.ome.zarr/0"), locate("s3://two/image.ome.zarr/0")
-    with pytest.raises(StoreError, match="`stores` was changed since"):
-        link_tree(image, result)
+    """Nor from a server to a disk, or back."""
+    one, two, here = locate("s3://one/shard"), locate("s3://two/shard"), Path("shard")
+    for image, result in [(one, two), (one, here), (here, two)]:
+        with pytest.raises(StoreError, match="`stores` was changed since"):
+            link_shard(image, result)
 
 
 def test_stores_may_lie_on_another_disk(on_disk, source, tiny_model, machines, tmp_path):
@@ -410,13 +425,13 @@ def test_a_hole_on_s3_is_an_error_and_only_its_block_is_done_again(
 ):
     workspace = on_s3(bucket, tmp_path)
     plan = run_stages(source, tiny_model, workspace, machines=machines, **CUT)
-    target = open_probabilities(plan, workspace)
+    target = create_probabilities(plan, workspace)
     before = stores(workspace)
-    target.array.shard_file(7).unlink(missing_ok=True)
+    delete(target.array.shard_file(7))
     target.array.shard_file(3).write_bytes(b"cut short")
     with pytest.raises(StoreError, match=r"2 are missing or damaged: block 3 .*block 7 "):
         stitch.run(workspace, StitchOptions(threshold=0.4), machines)
-    with pytest.raises(StoreError, match=r"Expected the file s3://.*found none"):
+    with pytest.raises(StoreError, match=r"Expected the file s3://.*it is missing or empty"):
         target.array.read(plan.grid.box(7))
     recorded_before = list(recorded(target.ledger))
     predict.run(workspace, 0, 1, machines, "cpu")
@@ -438,16 +453,16 @@ def test_a_result_on_s3_is_whole_or_not_there(
     reader = opened(first, "labels/mask/0")
     seen = reader[...]
 
-    write = stitch.write_attributes
+    write = stitch.write_document
 
-    def fail_at_the_root(group: Location, attributes: dict[str, Any]) -> None:
-        if "unet" in attributes:
+    def fail_at_the_root(group: Location, document: dict[str, Any]) -> None:
+        if "unet" in document["attributes"]:
             raise RuntimeError("killed before the end")
-        write(group, attributes)
+        write(group, document)
 
     choice = StitchOptions(threshold=0.45)
     with monkeypatch.context() as patch:
-        patch.setattr(stitch, "write_attributes", fail_at_the_root)
+        patch.setattr(stitch, "write_document", fail_at_the_root)
         with pytest.raises(RuntimeError, match="killed before the end"):
             stitch.run(workspace, choice, machines)
     (second,) = {
@@ -476,7 +491,7 @@ def test_a_result_on_s3_that_lost_a_shard_is_made_whole(
     run_stages(source, tiny_model, workspace, machines=machines, **CUT)
     before = stores(workspace)
     result = locate(read_manifest(workspace.manifest("stitch"), stitch.StitchManifest).result)
-    (result / "labels/mask/0/c/1/1").unlink(missing_ok=True)
+    delete(result / "labels/mask/0/c/1/1")
     stitch.run(workspace, StitchOptions(), machines)
     assert stores(workspace) == before
 
@@ -488,15 +503,15 @@ def test_a_run_on_s3_is_verified_and_what_is_damaged_is_made_again(
     workspace = on_s3(bucket, tmp_path)
     plan = run_stages(source, tiny_model, workspace, machines=machines, **CUT)
     before = stores(workspace)
-    target = open_probabilities(plan, workspace)
+    target = create_probabilities(plan, workspace)
     result = locate(read_manifest(workspace.manifest("stitch"), stitch.StitchManifest).result)
     copy = locate(plan.image.store) / plan.image.array / "c/0/0"
     content = bytearray(copy.read_bytes())
     content[len(content) // 3] ^= 1
     copy.write_bytes(bytes(content))
     target.array.shard_file(3).write_bytes(b"cut short")
-    target.array.shard_file(7).unlink(missing_ok=True)
-    (result / "labels/mask/0/c/0/2").unlink(missing_ok=True)
+    delete(target.array.shard_file(7))
+    delete(result / "labels/mask/0/c/0/2")
     asked = verify.VerifyOptions(source, StitchOptions(), blocks=4)
     verify.run(workspace, asked, verify.StageMachines(machines, machines, "cpu"))
     proof = read_manifest(workspace.manifest("verify"), verify.VerifyManifest)

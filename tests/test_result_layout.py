@@ -20,7 +20,8 @@ from unet.planning.result_layout import (
     level_factors,
     mask_arrays,
 )
-from unet.storage.store import create_array, write_attributes
+from unet.storage.metadata import write_attributes
+from unet.storage.store import create_array
 
 
 def image_of(axes, shape, channels=1, dtype="uint8", block=None, copied=True, **pixel_size):

@@ -17,13 +17,15 @@ from support import assert_loopback_only, listening, watched
 
 from unet.errors import ConfigError, DeviceError, ModelError, RunError, SourceError, StoreError
 from unet.evaluation.metrics import PixelCounts
+from unet.fingerprint import fingerprint
 from unet.model.architecture import Architecture
+from unet.model.folder import file_sha256
 from unet.network.inference import load_model, predict
 from unet.network.unet import UNet
 from unet.stages import train
 from unet.training import checkpoint
 from unet.training.config import Training, read_training
-from unet.training.labelled import read_all
+from unet.training.labelled import read_all, training_identity
 from unet.training.pretrained import load_pretrained, tensor_order
 from unet.training.sampling import Sampler
 from unet.training.trainer import Trainer, initial_state, rate
@@ -218,10 +220,15 @@ def test_a_sample_depends_on_seed_step_and_index_only(folder):
     assert not np.array_equal(drawn[0].pixels, drawn[2].pixels)
 
 
+def identity(training: Training) -> str:
+    starts = list(map(file_sha256, training.start_files))
+    return fingerprint(training_identity(training, read_all(training), starts))
+
+
 def test_other_settings_never_resume_from_the_same_checkpoint(folder):
     def names(**changed: Any) -> str:
         training = training_of(folder, **changed)
-        return train._checkpoint_name(training, read_all(training))
+        return identity(training)
 
     assert names() == names(description="in other words", measures=["instances"])
     assert len({names(), names(seed=1), names(steps=7), names(window=[76, 76])}) == 4
@@ -235,7 +242,7 @@ def test_a_corrected_mask_of_what_is_annotated_is_another_training(folder, tmp_p
         images = section(folder)["images"]
         images[0]["annotated"] = str(tmp_path / "mask.npy")
         training = training_of(folder, images=images)
-        return train._checkpoint_name(training, read_all(training))
+        return identity(training)
 
     first = name(80)
     assert name(80) == first

@@ -34,7 +34,7 @@ from unet.sources.base import SourceSpec
 from unet.stages import ingest, predict, split, stitch, verify
 from unet.stages.manifests import read_plan
 from unet.stages.predict import CheckedPredictJob, PredictJob
-from unet.stages.probabilities import open_probabilities, probabilities_array
+from unet.stages.probabilities import create_probabilities, probabilities_array
 from unet.storage.store import ArrayRef
 from unet.storage.workspace import Workspace
 
@@ -107,7 +107,7 @@ def test_damage_is_named_and_only_that_block_is_made_again(
     plan = read_plan(workspace)
     of_work = "work/*/*.ome.zarr"
     before = {f: files_in(f) for f in [*workspace.root.glob(of_work), workspace.result]}
-    target = open_probabilities(plan, workspace)
+    target = create_probabilities(plan, workspace)
     written = {
         file: file.stat().st_ino for file in workspace.root.rglob("c/**/*") if file.is_file()
     }

@@ -70,7 +70,7 @@ def evaluations(config: Config) -> list[dict[str, Any]]:
 
 
 @cache
-def result_repairs(workspace: Workspace, slabs: tuple[str, ...]) -> int:
+def result_repairs(root: Path, stores: str | None, slabs: tuple[str, ...]) -> int:
     """How often stitch had to mend a result: once more than before, if it has to now.
 
     Snakemake alone would not see that a result is gone, replaced or damaged, nor an earlier
@@ -80,8 +80,10 @@ def result_repairs(workspace: Workspace, slabs: tuple[str, ...]) -> int:
     Asked once in a process, before the first job: an earlier manifest is made again until stitch
     asks.
 
-    slabs  manifests of `predict`
+    root, stores  of the image's workspace
+    slabs         manifests of `predict`
     """
+    workspace = Workspace(root, stores)
     earlier = [workspace.manifest("ingest"), workspace.manifest("split"), *map(Path, slabs)]
 
     def is_as_it_was(run: str) -> bool:

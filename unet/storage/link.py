@@ -31,10 +31,11 @@ def link_blocks(source: ImageArray, target: BlockStore, recompute: Set[int] = fr
     ]
     with ThreadPoolExecutor(PARALLEL_COPIES) as pool:
         # As a list, since an error is raised only where its result is asked for.
-        list(pool.map(lambda block: _link(source.shard_file(block), files(block)), missing))
+        list(pool.map(lambda block: link_shard(source.shard_file(block), files(block)), missing))
 
 
-def _link(source: Location, target: Location) -> None:
+def link_shard(source: Location, target: Location) -> None:
+    """Make one file appear at a second place too, as `link_blocks` says."""
     if isinstance(source, Path) and isinstance(target, Path):
         link_file(source, target)
     elif (

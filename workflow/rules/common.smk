@@ -10,7 +10,6 @@ from unet.errors import UserError
 from unet.execution.site import refuse_broken_settings
 from unet.stages import dependencies
 from unet.stages.places import refuse_clashes
-from unet.storage.workspace import Workspace
 from unet.training.config import read_training
 
 VERSION = version("unet-stitch")
@@ -77,8 +76,7 @@ def model_signature(wildcards):
 def result_repairs(wildcards):
     folder = f"results/{wildcards.image}"
     slabs = gather.slab(f"{folder}/predict/{{scatteritem}}.json")
-    workspace = Workspace(Path(folder), CONFIG.stores)
-    return dependencies.result_repairs(workspace, tuple(slabs))
+    return dependencies.result_repairs(Path(folder), CONFIG.stores, tuple(slabs))
 
 
 def train_files(wildcards):
