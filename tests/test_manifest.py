@@ -112,7 +112,7 @@ def test_what_is_damaged_is_named(damage, why, tmp_path):
 
 @given(data=st.data())
 def test_no_changed_value_is_read(data, tmp_path_factory):
-    """A digit that was changed on the disk, or by hand, is of the right type, but not what it was."""
+    """A digit changed on the disk, or by hand, is of the right type, but not what it was."""
     file = tmp_path_factory.getbasetemp() / "manifest.json"
     write_manifest(file, VERIFIED)
     content = json.loads(file.read_text())

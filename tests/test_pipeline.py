@@ -36,6 +36,7 @@ from unet.storage import ome
 from unet.storage.ledger import recorded
 from unet.storage.manifest import read_manifest
 from unet.storage.ownership import delete_partial_files
+from unet.storage.store import open_image
 from unet.storage.workspace import Workspace
 
 CUT = {"shard": (64, 64), "chunk": (32, 32), "core": (32, 64)}
@@ -306,19 +307,16 @@ DAMAGED_STORES = [
 ]
 
 
+@pytest.mark.parametrize("content", [b"{", b"", b"\xff\xfe"])
 @pytest.mark.parametrize("array", DAMAGED_STORES)
-def test_what_an_error_advises_makes_a_damaged_store_whole(
-    array, finished, source, tiny_model, machines, tmp_path
+def test_a_damaged_description_of_a_store_is_made_again(
+    array, content, finished, source, tiny_model, machines, tmp_path
 ):
-    """Where a store's own description is damaged, which no checksum of a shard can mend."""
+    """No checksum of a shard can see it."""
     workspace = Workspace(tmp_path / "image")
     run_stages(source, tiny_model, workspace, machines=machines, **CUT)
     (damaged,) = workspace.root.glob(array)
-    (damaged / "zarr.json").write_text("{")
-    advised = r"zarr\.json is damaged: delete the folder that ends with \.ome\.zarr, and run again"
-    with pytest.raises(StoreError, match=advised):
-        run_stages(source, tiny_model, workspace, machines=machines, **CUT)
-    shutil.rmtree(next(f for f in damaged.parents if f.name.endswith(".ome.zarr")))
+    (damaged / "zarr.json").write_bytes(content)
     run_stages(source, tiny_model, workspace, machines=machines, **CUT)
     assert stores(workspace) == stores(finished)
 
@@ -326,7 +324,7 @@ def test_what_an_error_advises_makes_a_damaged_store_whole(
 def test_a_damaged_shard_before_there_is_a_result_is_named(
     finished, source, tiny_model, machines, tmp_path
 ):
-    """`verify` needs a result: so the error names the file, and what to do with it mends it."""
+    """`verify` needs a result: so the error names the block, and what to do mends it."""
     workspace = Workspace(tmp_path / "image")
     plan = run_stages(source, tiny_model, workspace, machines=machines, **CUT)
     shutil.rmtree(workspace.result)
@@ -335,9 +333,8 @@ def test_a_damaged_shard_before_there_is_a_result_is_named(
     content = bytearray(shard.read_bytes())
     content[len(content) // 3] ^= 1
     shard.write_bytes(content)
-    with pytest.raises(StoreError, match=rf"delete the file \({shard},.*--forcerun predict"):
+    with pytest.raises(StoreError, match=r"1 are missing or damaged: block 4 .*--forcerun predict"):
         stitch.run(workspace, StitchOptions(), machines)
-    shard.unlink()
     run_stages(source, tiny_model, workspace, machines=machines, **CUT)
     assert stores(workspace) == stores(finished)
 
@@ -410,7 +407,8 @@ def test_slabs_may_start_at_the_same_time(source, tiny_model, finished, tmp_path
             from pathlib import Path
             from unet.stages.manifests import read_plan
             from unet.stages.probabilities import create_probabilities
-            from unet.storage.workspace import Workspace
+            from unet.storage.store import open_image
+from unet.storage.workspace import Workspace
             workspace = Workspace(Path({str(workspace.root)!r}))
             create_probabilities(read_plan(workspace), workspace)"""
         started = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(4)]
@@ -429,7 +427,9 @@ def test_an_image_that_lost_a_file_is_an_error(source, tiny_model, tmp_path):
     (image,) = (workspace.root / "work").glob("ingest-*/image.ome.zarr/0/c")
     next(path for path in image.rglob("*") if path.is_file()).unlink()
     shutil.rmtree(next((workspace.root / "work").glob("predict-*")))
-    with pytest.raises(StoreError, match=r"Expected the file .*image.ome.zarr.* found none"):
+    with pytest.raises(
+        StoreError, match=r"Expected all 1 blocks of .*image.ome.zarr.*1 are missing"
+    ):
         predict.run(workspace, 0, 1, ONE_CORE, "cpu")
 
 
@@ -455,7 +455,7 @@ def test_channels_of_a_zarr_are_read_in_the_order_asked_for(channels, tmp_path):
     found = open_source(source)
     image, _ = ingest._locate_image(found, source, Workspace(tmp_path / "image"))
     whole = Box((0, 0, 0, 0), image.shape)
-    assert np.array_equal(store.open_image(image).read(whole)[0, :, 0], pixels[list(channels)])
+    assert np.array_equal(open_image(image).read(whole)[0, :, 0], pixels[list(channels)])
     assert np.array_equal(found.read(whole)[0, :, 0], pixels[list(channels)])
 
 
