@@ -407,8 +407,7 @@ def test_slabs_may_start_at_the_same_time(source, tiny_model, finished, tmp_path
             from pathlib import Path
             from unet.stages.manifests import read_plan
             from unet.stages.probabilities import create_probabilities
-            from unet.storage.store import open_image
-from unet.storage.workspace import Workspace
+            from unet.storage.workspace import Workspace
             workspace = Workspace(Path({str(workspace.root)!r}))
             create_probabilities(read_plan(workspace), workspace)"""
         started = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(4)]
@@ -427,9 +426,7 @@ def test_an_image_that_lost_a_file_is_an_error(source, tiny_model, tmp_path):
     (image,) = (workspace.root / "work").glob("ingest-*/image.ome.zarr/0/c")
     next(path for path in image.rglob("*") if path.is_file()).unlink()
     shutil.rmtree(next((workspace.root / "work").glob("predict-*")))
-    with pytest.raises(
-        StoreError, match=r"Expected all 1 blocks of .*image.ome.zarr.*1 are missing"
-    ):
+    with pytest.raises(StoreError, match=r"all 1 blocks of .*image.ome.zarr.*1 are missing"):
         predict.run(workspace, 0, 1, ONE_CORE, "cpu")
 
 

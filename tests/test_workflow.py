@@ -1,5 +1,6 @@
 """The real snakemake on the real workflow."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -76,16 +77,48 @@ def test_a_second_call_has_nothing_to_do(run_workflow, config, folder):
     assert files_in(folder / "results") == before
 
 
+RGB = ("--set-scatter", "slab=2", "results/rgb/stitch.json")
+DAMAGES = {
+    "the result is gone": lambda root: shutil.rmtree(root / "rgb.ome.zarr"),
+    "a shard is empty": lambda root: os.truncate(root / "rgb.ome.zarr/labels/mask/0/c/0/1", 0),
+    "a smaller level is cut": lambda root: os.truncate(root / "rgb.ome.zarr/1/c/0/0/0", 9),
+    "a shard is gone": lambda root: (root / "rgb.ome.zarr/labels/mask/1/c/0/0").unlink(),
+    "a group does not read": lambda root: os.truncate(root / "rgb.ome.zarr/labels/zarr.json", 5),
+    "the root does not read": lambda root: os.truncate(root / "rgb.ome.zarr/zarr.json", 0),
+    "an earlier manifest is gone": lambda root: (root / "split.json").unlink(),
+    "the record is cut": lambda root: os.truncate(root / "written/last.json", 7),
+}
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("finished")
-def test_a_deleted_result_is_made_again(run_workflow, config, folder):
-    result = folder / "results" / "rgb" / "rgb.ome.zarr"
-    before = files_in(result)
-    shutil.rmtree(result)
-    done = run_workflow(config, folder, "--set-scatter", "slab=2")
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_result_that_is_gone_or_damaged_is_made_again_once(run_workflow, config, folder, damage):
+    root = folder / "results" / "rgb"
+    before = files_in(root / "rgb.ome.zarr")
+    DAMAGES[damage](root)
+    done = run_workflow(config, folder, *RGB)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert files_in(result) == before
-    assert "rule predict:" not in done.stderr
+    assert files_in(root / "rgb.ome.zarr") == before
+    assert "blocks, " not in re.sub("(mask|copy|level).*", "", done.stdout), "predicted again"
+    again = run_workflow(config, folder, *RGB)
+    assert "Nothing to be done" in again.stdout + again.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("finished")
+def test_another_result_in_its_place_is_named_and_stays(run_workflow, config, folder):
+    results = folder / "results"
+    (results / "rgb" / "rgb.ome.zarr").rename(folder / "kept")
+    shutil.copytree(results / "stack" / "stack.ome.zarr", results / "rgb" / "rgb.ome.zarr")
+    before = files_in(results / "rgb" / "rgb.ome.zarr")
+    done = run_workflow(config, folder, *RGB)
+    assert done.returncode == 1
+    assert "rgb.ome.zarr to hold only what this workflow wrote" in done.stdout + done.stderr
+    assert files_in(results / "rgb" / "rgb.ome.zarr") == before
+    shutil.rmtree(results / "rgb" / "rgb.ome.zarr")
+    (folder / "kept").rename(results / "rgb" / "rgb.ome.zarr")
+    assert run_workflow(config, folder, *RGB).returncode == 0
 
 
 @pytest.mark.slow
