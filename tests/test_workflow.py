@@ -77,12 +77,12 @@ def test_a_second_call_has_nothing_to_do(run_workflow, config, folder):
     assert files_in(folder / "results") == before
 
 
-RGB = ("--set-scatter", "slab=2", "results/rgb/stitch.json")
+RGB = ("results/rgb/stitch.json", "--set-scatter", "slab=2")
 DAMAGES = {
     "the result is gone": lambda root: shutil.rmtree(root / "rgb.ome.zarr"),
     "a shard is empty": lambda root: os.truncate(root / "rgb.ome.zarr/labels/mask/0/c/0/1", 0),
-    "a smaller level is cut": lambda root: os.truncate(root / "rgb.ome.zarr/1/c/0/0/0", 9),
-    "a shard is gone": lambda root: (root / "rgb.ome.zarr/labels/mask/1/c/0/0").unlink(),
+    "a shard is cut": lambda root: os.truncate(root / "rgb.ome.zarr/labels/mask/0/c/1/1", 9),
+    "a shard is gone": lambda root: (root / "rgb.ome.zarr/labels/mask/0/c/0/0").unlink(),
     "a group does not read": lambda root: os.truncate(root / "rgb.ome.zarr/labels/zarr.json", 5),
     "the root does not read": lambda root: os.truncate(root / "rgb.ome.zarr/zarr.json", 0),
     "an earlier manifest is gone": lambda root: (root / "split.json").unlink(),
