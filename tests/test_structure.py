@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 
+import pytest
 from conftest import REPOSITORY
 
 MODULES = sorted((REPOSITORY / "unet").rglob("*.py"))
@@ -33,11 +34,14 @@ def test_models_that_were_trained_and_keys_of_a_killed_scheduler_are_never_commi
     assert {"/models/", ".jobqueue-*/"} <= set(ignored)
 
 
-def test_each_guarantee_names_a_test_that_is_there():
-    text = (REPOSITORY / "docs" / "guarantees.md").read_text(encoding="utf-8")
-    table = text.partition("| guarantee | test |\n|---|---|\n")[2].partition("\n\n")[0]
+@pytest.mark.parametrize(
+    ("page", "title", "least"), [("guarantees", "guarantee", 20), ("files", "promise", 8)]
+)
+def test_each_guarantee_names_a_test_that_is_there(page, title, least):
+    text = (REPOSITORY / "docs" / f"{page}.md").read_text(encoding="utf-8")
+    table = text.partition(f"| {title} | test |\n|---|---|\n")[2].partition("\n\n")[0]
     rows = [row.strip("| ").split(" | ") for row in table.splitlines()]
-    assert len(rows) > 20
+    assert len(rows) > least
     for guarantee, tests in rows:
         files = [REPOSITORY / "tests" / name for name in re.findall(r"test_\w+\.py", tests)]
         there = "".join(file.read_text(encoding="utf-8") for file in files)

@@ -19,6 +19,7 @@ from unet.stages.dependencies import read_model
 from unet.storage.location import Location, RemotePath, locate
 from unet.storage.workspace import Workspace
 from unet.training.config import Training
+from unet.training.trained_model import model_folder, record_file, work_folder
 
 Parts = tuple[str, ...]  # of a path without links, or of a URL
 
@@ -134,16 +135,15 @@ def _destinations(config: Config, training: Training | None) -> Iterator[Destina
             yield _destination(Path(folder, name), f"the {folder}", "images", owner)
     if training:
         owner = f"the training {training.name}"
-        yield _destination(_trained_model(training), "the model", "train", owner)
+        model = model_folder(training.name)
+        yield _destination(model, "the model", "train", owner)
+        yield _destination(work_folder(model), "the work", "train", owner)
+        yield _destination(record_file(training.name), "the record", "train", owner)
 
 
 def _destination(place: Location, what: str, key: str, owner: str) -> Destination:
     parts = _resolve(place)
     return Destination(parts, f"{what} of {owner} ({_say(str(place), parts)})", key, owner)
-
-
-def _trained_model(training: Training) -> Path:
-    return Path("models", training.name)
 
 
 def _inputs(
@@ -155,7 +155,7 @@ def _inputs(
             if isinstance(place, Path) and place.is_symlink():  # which would be lost itself
                 link = Path(os.path.realpath(place.parent), place.name)
                 yield Input(link.parts, f"{said} ({place})")
-    trained = _resolve(_trained_model(training)) if training else ()
+    trained = _resolve(model_folder(training.name)) if training else ()
     for said, place in _models(config, training):
         if _resolve(place) != trained:  # to train a model further, in its place, is no clash
             yield _input(place, said)
