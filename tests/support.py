@@ -14,6 +14,7 @@ from typing import TypeVar
 
 import numpy as np
 import psutil
+import zarr
 from numpy.typing import NDArray
 
 from unet.execution.machines import Machines
@@ -43,7 +44,8 @@ def stored(image: NDArray[np.generic], axes: str, folder: Path) -> IngestedImage
     shape = tuple(sizes.get(axis, 1) for axis in "tzyx")
     channels = sizes.get("c", 1)
     layout = image_layout(axes, shape, channels, str(image.dtype), image_block(shape))
-    create_array(folder / "image.ome.zarr", "0", layout).array[...] = image
+    create_array(folder / "image.ome.zarr", "0", layout)
+    zarr.open_array(folder / "image.ome.zarr" / "0", mode="r+")[...] = image
     return IngestedImage(
         store=str(folder / "image.ome.zarr"),
         copied=True,

@@ -187,7 +187,7 @@ def test_a_store_of_something_else_fails_the_proof(
 ) -> None:
     """One pixel a hair off, as it was recorded: only predicting again can tell."""
     plan = read_plan(workspace)
-    probabilities = probabilities_array(plan, workspace).open(writable=True)
+    probabilities = probabilities_array(plan, workspace).open()
     values = np.array(probabilities.read(plan.grid.box(5)))
     values[0, 0, 0, 7, 9] = np.nextafter(values[0, 0, 0, 7, 9], np.float32(2))
     with Ledger(create_probabilities(plan, workspace).ledger, "another") as ledger:

@@ -52,7 +52,7 @@ class CopyJob:
 
     def open(self) -> Callable[[int], Written]:
         """Open both on a worker; the source is read by several threads at once."""
-        source, target = self._open_source(), self.target.open(writable=True)
+        source, target = self._open_source(), self.target.open()
 
         def copy(index: int) -> Written:
             box = target.grid.box(index)

@@ -66,7 +66,7 @@ class PredictJob:
         """The function that predicts a block with a runner and writes it."""
         plan, shape = self.plan, self.plan.image.shape
         source = open_image(plan.image)
-        target = self.target.open(writable=True)
+        target = self.target.open()
         processor = processor_name(torch_device(self.device))
 
         def predict(block: int) -> Written:

@@ -33,7 +33,7 @@ class LevelJob:
 
     def open(self) -> Callable[[int], Written]:
         """Open both levels on a worker."""
-        above, level = self.above.open(), self.level.open(writable=True)
+        above, level = self.above.open(), self.level.open()
         size = above.array.dtype.itemsize
         at_once = channels_at_once(level.grid.block, math.prod(self.factors), size)
         parts = above.by_channels(at_once)

@@ -76,7 +76,7 @@ class MaskJob:
 
     def open(self) -> Callable[[int], Written]:
         """Open the probabilities and the mask on a worker."""
-        probabilities, mask = self.probabilities.open(), self.mask.open(writable=True)
+        probabilities, mask = self.probabilities.open(), self.mask.open()
 
         def decide_block(index: int) -> Written:
             values = probabilities.read(mask.grid.box(index))

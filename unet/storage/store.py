@@ -24,7 +24,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice, product
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import numpy as np
 import zarr
@@ -210,9 +210,9 @@ class ArrayRef:
     location: Location
     axes: str
 
-    def open(self, *, writable: bool = False) -> ImageArray:
+    def open(self) -> ImageArray:
         """Open it. Raises StoreError where there is none."""
-        return ImageArray(self.location, _open(self.location, "r+" if writable else "r"), self.axes)
+        return ImageArray(self.location, _open(self.location), self.axes)
 
 
 def _raise_system_error(error: Exception) -> None:
@@ -263,7 +263,7 @@ def create_array(group: Location, name: str, layout: Layout) -> ImageArray:
 def open_array(group: Location, name: str, layout: Layout) -> ImageArray:
     """Open the array `name` of a group. Raises StoreError where none or another is in its place."""
     path = group / name
-    opened = ArrayRef(path, layout.axes).open(writable=True)
+    opened = ArrayRef(path, layout.axes).open()
     _refuse_another(path, array_document(layout), read_document(path) or {})
     return opened
 
@@ -281,14 +281,15 @@ def _refuse_another(path: Location, expected: Document, actual: Document) -> Non
 def open_image(image: ImageRef) -> ImageArray:
     """Open an image for reading: the copy that ingest made, or the user's own Zarr."""
     path = locate(image.store) / image.array
-    array = _open(path, "r") if image.copied else open_foreign_array(path)
+    array = _open(path) if image.copied else open_foreign_array(path)
     return ImageArray(path, array, image.axes, image.channels, own=image.copied)
 
 
-def _open(path: Location, mode: str) -> zarr.Array[Any]:
+def _open(path: Location) -> zarr.Array[Any]:
+    """Open an array for reading: what is written here is written in whole files, not by Zarr."""
     try:
         with translate_errors(path):
-            opened = zarr.open_array(_zarr_store(path), mode=cast(Any, mode))
+            opened = zarr.open_array(_zarr_store(path), mode="r")
     except (FileNotFoundError, ValueError, KeyError) as error:
         if (path / NAME).exists():
             cause = "Its zarr.json is damaged: restore it"
