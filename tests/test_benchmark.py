@@ -13,7 +13,10 @@ from conftest import REPOSITORY
 from unet.model.architecture import Architecture
 from unet.network.unet import UNet
 
-MODULES = ("scripts.benchmark", "scripts.benchmark.scale", "scripts.benchmark.memory")
+MODULES = (
+    *("scripts.benchmark", "scripts.benchmark.scale"),
+    *("scripts.benchmark.memory", "scripts.benchmark.damage"),
+)
 
 
 def run_module(*arguments: str) -> subprocess.CompletedProcess[str]:
