@@ -213,9 +213,9 @@ def run_workflow(folder: Path, *arguments: str) -> subprocess.CompletedProcess[s
 
 def read_levels(result: Path) -> dict[str, NDArray[Any]]:
     """Every level of the image and of the mask of a result."""
-    levels = [each.parent for each in sorted(result.rglob("zarr.json")) if each.parent.name != ""]
-    arrays = [each for each in levels if each.name.isdecimal()]
-    return {str(each.relative_to(result)): zarr.open_array(each, mode="r")[...] for each in arrays}
+    folders = [each.parent for each in sorted(result.rglob("zarr.json"))]
+    arrays = [each for each in folders if each.name.isdecimal()]
+    return {str(each.relative_to(result)): _read(each) for each in arrays}
 
 
 def _read(array: Path) -> NDArray[Any]:
