@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from pathlib import Path
 
 import imagecodecs
@@ -144,6 +145,30 @@ def test_a_label_that_is_no_class_is_refused(finished, tmp_path):
         with pytest.raises(SourceError, match=rf"also holds \[{strange}\]"):
             run([asked(finished, label, values=values)], tmp_path / "t.csv", tmp_path / "p.png")
     assert not (tmp_path / "t.csv").exists()
+
+
+@pytest.mark.parametrize("number", [-1, 0.3, np.nan])
+def test_labels_below_zero_and_fractions_are_refused(finished, tmp_path, number):
+    """As a training refuses them: they would be counted as objects."""
+    label = found(finished).astype(np.float32)
+    label[2, 59, 69] = number
+    with pytest.raises(SourceError, match=r"Expected whole numbers from 0 to .* as labels"):
+        run([asked(finished, label)], tmp_path / "t.csv", tmp_path / "p.png")
+    assert not (tmp_path / "t.csv").exists()
+
+
+def test_labels_that_say_nothing_are_told(finished, tmp_path, caplog):
+    mask = found(finished)
+    for label, measures, said in (
+        (mask * 0, ("pixels",), "all labels in .* are 0: nothing is labelled there"),
+        (mask * np.uint8(255), ("instances",), r"are 255, in \d+ places: as instances .* one obj"),
+        (mask * np.uint8(255), ("pixels",), None),
+    ):
+        caplog.clear()
+        run([asked(finished, label, measures=measures)], tmp_path / "t.csv", tmp_path / "p.png")
+        warnings = [each.getMessage() for each in caplog.records if each.levelname == "WARNING"]
+        assert len(warnings) == (said is not None)
+        assert said is None or re.search(said, warnings[0])
 
 
 def test_pixels_are_counted_box_by_box_and_a_part_is_drawn(finished, tmp_path, monkeypatch):

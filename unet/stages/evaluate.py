@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from unet.errors import SourceError
 from unet.evaluation import picture
-from unet.evaluation.labels import labels_to_classes
+from unet.evaluation.labels import LabelSurvey, labels_to_classes
 from unet.evaluation.metrics import ScoreCounter
 from unet.model.folder import find_model
 from unet.planning.axes import Sizes
@@ -90,6 +90,8 @@ def _evaluate(evaluation: Evaluation) -> tuple[dict[str, float], list[picture.Pi
     result.refuse_another()
     result.open(MASK, 0).refuse_holes("Run again with --forcerun stitch, which makes only these.")
     counter = ScoreCounter(evaluation.measures, len(plan.classes), volumes)
+    of_instances = evaluation.values is None and "instances" in evaluation.measures
+    survey = LabelSurvey(evaluation.label.path, of_instances=of_instances)
     with ExitStack() as stack:
 
         def source(spec: SourceSpec) -> Source:
@@ -108,7 +110,9 @@ def _evaluate(evaluation: Evaluation) -> tuple[dict[str, float], list[picture.Pi
                 complete = annotated.read(box)[0, 0] != 0
             objects = labels if evaluation.values is None else None
             truth = labels_to_classes(labels, evaluation.values, evaluation.label.path)
+            survey.add(np.where(complete, labels, 0))
             counter.add(prediction, truth, objects, complete)
+        survey.warn()
         rows = [_draw_row(image, mask, label, plane, evaluation) for plane in _planes(label)]
     return counter.scores(), rows
 

@@ -21,14 +21,12 @@ from numpy.typing import NDArray
 from scipy import ndimage  # type: ignore[import-untyped]
 
 from unet.errors import SourceError
-from unet.evaluation.labels import labels_to_classes
+from unet.evaluation.labels import LabelSurvey, labels_to_classes
 from unet.model.normalisation import Normalisation, summarise
 from unet.planning.geometry import Box
 from unet.sources import open_source
 from unet.sources.base import SourceSpec
 from unet.training.config import LabelledImageConfig, Ranges, Training
-
-MOST_INSTANCES = np.iinfo(np.int32).max
 
 
 @dataclass(frozen=True)
@@ -153,6 +151,9 @@ def read_labelled(
     pixels = ((image.astype(np.float64) - offset) * scale).astype(np.float32)
     annotated = masks[1][0] != 0 if len(masks) > 1 else np.ones(image.shape[1:], np.bool_)
     numbers = _numbers(labels[0], config)
+    survey = LabelSurvey(config.label.path, of_instances=config.values is None)
+    survey.add(np.where(annotated, labels[0], 0))
+    survey.warn()
     if config.fill_holes and config.values is None:
         numbers = fill_holes_of_instances(numbers)
     digests = {"pixels_sha256": pixel_digest(image), "label_sha256": pixel_digest(labels)}
@@ -201,16 +202,10 @@ def _numbers(labels: NDArray[np.generic], config: LabelledImageConfig) -> NDArra
 
     Why without gaps: the time to find instances grows with the largest number.
     """
+    classes = labels_to_classes(labels, config.values, config.label.path)
     if config.values is not None:
-        return labels_to_classes(labels, config.values, config.label.path).astype(np.int32)
-    values = np.unique(labels)
-    is_whole = np.all(values == np.rint(values.astype(np.float64)))
-    if not is_whole or values[0] < 0 or values[-1] > MOST_INSTANCES:
-        raise SourceError(
-            f"Expected whole numbers from 0 to {MOST_INSTANCES} as labels in {config.label.path}, "
-            f"got values from {values[0]} to {values[-1]}. Correct the file, or its path."
-        )
-    ids = values[values != 0]
+        return classes.astype(np.int32)
+    ids = np.unique(labels[classes != 0])
     return np.where(labels != 0, np.searchsorted(ids, labels) + 1, 0).astype(np.int32)
 
 
